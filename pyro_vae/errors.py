@@ -163,6 +163,10 @@ class OracleWarning(UserWarning):
     """An exact method applied, but its result was not believed, or took too long: another one was taken."""
 
 
+class CoupledGuideWarning(UserWarning):
+    """A guide reads other rows than the one it is of: its ELBO is of a row among those that it was run with."""
+
+
 class DataConversionWarning(UserWarning):
     """Data that was converted (a copy; the caller's array is left as it was)."""
 

@@ -32,6 +32,19 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool((site["infer"] or {}).get("_deterministic"))
 
 
+def is_intervened(site: Mapping[str, Any]) -> bool:
+    """Return whether ``poutine.do`` sets a site: it is drawn beside the value that the program goes on with.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> program = poutine.do(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), data={"z": 1.0})
+        >>> is_intervened(poutine.trace(program).get_trace().nodes["z"])
+        True
+    """
+    return site.get("_intervener_id") is not None
+
+
 def vectorizes() -> bool:
     """Return whether an ELBO of this Pyro can be told how to trace its particles, all of them at once."""
     methods: Any = (getattr(ELBO, "_get_trace", None), getattr(ELBO, "_get_traces", None))

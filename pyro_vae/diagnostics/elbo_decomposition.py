@@ -15,6 +15,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import format_nats
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.row_coupling import refuse_guide_reading_rows
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
@@ -220,6 +221,7 @@ def decompose(
     args = rows_of(model, guide, *args, missing=missing)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
+        refuse_guide_reading_rows(problem, "the aggregate posterior, mean of q(z | x) over rows,")
         form = form_of(problem)
         chunks = [scored(some, num_samples, form) for some in problem.split(chunk_size // num_samples)]
         form = common_form([form, *(chunk.form for chunk in chunks)])

@@ -20,6 +20,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
 from pyro_vae.evidence.importance.pareto import LOW_ESS
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.row_coupling import warn_of_guide
 from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 
@@ -276,6 +277,7 @@ def gaps(
     problem = Problem.of(
         model, guide, x, *rest, seed=seed, missing=missing
     )  # discrete sites, too, as the guide draws them
+    warn_of_guide(problem)
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)

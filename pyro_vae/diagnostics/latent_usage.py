@@ -21,6 +21,7 @@ from pyro_vae.programs.masks import same_mask
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
+from pyro_vae.programs.row_coupling import refuse_guide_reading_rows
 from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
@@ -231,6 +232,7 @@ def latents(
     model, guide, args = on_tensors(model, guide, *args)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on_first_row(model, guide, *args)
+        refuse_guide_reading_rows(problem, "I(x; z)")
         some = problem.over(*(spread(a, batch) for a in args))
         found = usage(problem, some, num_samples, seed, chunk_size)
         if len(found.sites) == 1:

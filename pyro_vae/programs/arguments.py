@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.common.widen import HALF
 from pyro_vae.data.arrays import Dtypes, convert, head_of, integer_dtype, real_array
 from pyro_vae.data.lazy_rows import LazyRows
 from pyro_vae.errors import PyroVAEError
@@ -34,6 +35,9 @@ def argument_dtypes(
     programs run on either and score the same values otherwise, or floats do not hold the numbers exactly, x stays whole, as
     :func:`~pyro_vae.log_weights` takes it. If the pair runs on nothing, the default stands, and the pair's checks say why.
 
+    Parameters in half precision do not round x where the programs run on float32 (layers in bfloat16 that cast what they are
+    given): log p is of x as it came.
+
     Args:
         model, guide: the programs; without a guide the model alone is tried, and what it draws decides, too.
         *args: x and its contexts, of N rows each, before conversion.
@@ -41,17 +45,28 @@ def argument_dtypes(
     """
     try:
         kinds = [integer_dtype(head_of(a, ROWS)) for a in args]
-        if not any(kinds):
-            return None
         like = like_parameters(model, guide)
         floats = torch.get_default_dtype() if like is None else like.dtype
+        if not any(kinds) and floats not in HALF:
+            return None
         target = device if device is not None or like is None else like.device
         rows = [
             convert(head_of(a, ROWS), "x", kind, target, missing=True)[0] for a, kind in zip(args, kinds, strict=True)
         ]
     except PyroVAEError:
         return None  # no rows: the conversion of all of them says so
-    return Trial(model, guide, floats).choose(rows, exact=kinds[0] is None or holds(args[0], floats))
+    wide = floats in HALF and Trial(model, guide, torch.float32).takes_floats(rows)
+    floats = torch.float32 if wide else floats
+    chosen: Dtypes | None = None
+    if any(kinds):
+        chosen = Trial(model, guide, floats).choose(rows, exact=kinds[0] is None or holds(args[0], floats))
+    if not wide:
+        return chosen
+    first, *rest = chosen or (None,) * len(args)
+    return (
+        first or floats,
+        *(dtype or (None if kind else floats) for dtype, kind in zip(rest, kinds[1:], strict=True)),
+    )
 
 
 def holds(x: Any, floats: torch.dtype) -> bool:
@@ -94,6 +109,14 @@ class Trial:
         if first is None and self.run(tuple(r.to(self.floats) for r in rows)) is not None:
             return none
         return None
+
+    def takes_floats(self, rows: list[Tensor]) -> bool:
+        """Return whether the pair runs on these rows in its floats, whole numbers of contexts left as they are."""
+        first, *rest = rows
+        return (
+            self.run((first.to(self.floats), *(r.to(self.floats) if r.is_floating_point() else r for r in rest)))
+            is not None
+        )
 
     def draws_whole(self, rows: list[Tensor]) -> bool:
         """Return whether the model draws whole numbers where it observes: then a template of them is one of its draws."""

@@ -13,6 +13,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.pyro_private import is_intervened
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
@@ -179,6 +180,10 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
             continue
         hint = "obs=x: it has the shape of the data" if name in forgotten else "obs=..."
         fix = f"give the guide a pyro.sample({name!r}, ...), or observe it ({hint})"
+        if is_intervened(p.sites[name]):
+            fix = (
+                f"poutine.do still draws it: hide the draw, poutine.block(poutine.do(model, data=...), hide=[{name!r}])"
+            )
         yield Finding("site", f"site {name!r}", "it is a latent of the model but not in the guide", fix)
     for name in [n for n in q.latents if n not in p.latents]:
         what, fix = "is no latent of the model", f"rename it to a latent of the model, or sample {name!r} there too"

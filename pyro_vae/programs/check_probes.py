@@ -64,7 +64,7 @@ def probe(model: Program, guide: Program, batch: tuple[Any, ...], seed: int) -> 
         return [unweighed(problem.guide.error)], note_vectorizing(problem.vectorizing.model)
     notes = note_vectorizing(str(problem.vectorizing))
     try:
-        found = [*undefined(problem, seed)]
+        found = [*reads_rows(problem), *undefined(problem, seed)]
     except Exception as error:
         return [refused(error, "parameters")], notes
     try:
@@ -75,6 +75,14 @@ def probe(model: Program, guide: Program, batch: tuple[Any, ...], seed: int) -> 
     except Exception as error:
         found.append(refused(error))
     return found, notes
+
+
+def reads_rows(problem: Problem) -> Iterator[Finding]:
+    """Say where the guide reads other rows: log p(x) is right, its ELBO is of a row among others."""
+    if said := problem.vectorizing.guide_reads:
+        what = f"{said.partition(' of the guide ')[2]}: the ELBO of a row depends on its batch (log p(x) does not)"
+        fix = "compute row by row (constants for x.mean(0), no attention or norm over rows), if that is not meant"
+        yield Finding("rows", f"{said.partition(' of the guide ')[0]} of the guide", what, fix, "warning")
 
 
 def invalid(model: Program, guide: Program, batch: tuple[Any, ...]) -> list[Finding]:

@@ -14,8 +14,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.errors import ProgramError
+
+from .determinism import differing
 from .mixing import may_mix
-from .row_coupling import LOOP, Scores, first_coupled, of_rows, rows_at, scores_of_part
+from .row_coupling import LOOP, Scores, first_coupled, of_rows, rows_at, scores_of_part, with_indices
 from .row_reads import RowReads
 from .sites import Program, Site, latent_sites, sample_sites, with_values
 from .unconstrained import bijection, support_of
@@ -96,6 +99,60 @@ def why_latents_are_coupled(far: FarLatents | None, program: Program, role: str)
     return coupled_by_latents(role, *found) if found else None
 
 
+def why_far_rows_count(problem: Any, drawing: Program, program: Program, role: str) -> str | None:
+    """Say why a program that runs on all its rows only is refused: its first row is another where other latents are far away.
+
+    The first row's latents are as they are drawn, or far away themselves (``(z > 3).all()``).
+
+    Args:
+        problem: of all rows.
+        drawing: what draws the latents, the guide or the model.
+        program: the one that is looked at.
+        role: what it is called, "model" or "guide".
+    """
+    if len(problem.args[0]) < 2:
+        return None
+    try:
+        one, dim = replace(problem, vectorizing=LOOP), problem.plates.dim
+        drawn = one.trace(drawing, 1)
+        draws = with_indices(drawn, one.trace(one.model, 1, drawn))
+        latents = {name: site for name, site in latent_sites(sample_sites(draws)).items() if site["value"].dim()}
+        if not asks_latents(one, program, draws, latents):
+            return None
+        values = {name: each for name, site in latents.items() if (each := list(far_values(site, dim)))}
+        own = {name: latents[name]["value"] for name in values}
+    except Exception:  # a program that does not run while it is watched: it is scored as it runs
+        return None
+    for i in range(max(map(len, values.values()), default=0)):
+        far = {name: each[i % len(each)] for name, each in values.items()}
+        for first in (own, far):
+            with suppress(Exception):  # a check of the program's own, that refuses such latents
+                still, moved = (
+                    first_row_scores(
+                        one, program, draws, {n: first_of(first[n], v, dim, latents[n]) for n, v in o.items()}
+                    )
+                    for o in (own, far)
+                )
+                if found := first_coupled(moved, still):
+                    return coupled_by_latents(role, *found[:3], "where none is")
+    return None
+
+
+def first_row_scores(problem: Any, program: Program, draws: poutine.Trace, values: dict[str, Tensor]) -> Scores:
+    """log-probabilities of the first row, ``(1, 1)`` by site, at other latents; none where two runs have different ones."""
+    at = with_values(draws, values)
+    once, again = (of_rows(problem, program, problem.trace(program, 1, at)) for _ in range(2))
+    if next(differing(once, again), None) is not None:
+        raise ProgramError("it draws numbers outside of its sites: that is said elsewhere")
+    return {name: term[:, :1] for name, term in once.items()}
+
+
+def first_of(first: Tensor, others: Tensor, row_dim: int, site: Site) -> Tensor:
+    """Return the first row of one tensor of values, and the other rows of another."""
+    dim = row_dim - site["fn"].event_dim
+    return torch.cat([first.narrow(dim, 0, 1), others.narrow(dim, 1, others.shape[dim] - 1)], dim)
+
+
 def asks_latents(problem: Any, program: Program, at: poutine.Trace, latents: dict[str, Site]) -> bool:
     """Return whether what a program computes from latents may come to other rows, or leaves torch; or a density's in it."""
     with RowReads([site["value"] for site in latents.values()]) as reads:
@@ -143,12 +200,12 @@ def still_rows(site: Site, chosen: Any, row_dim: int) -> Tensor:
     return own.expand(FAR, *own.shape[1:])
 
 
-def coupled_by_latents(role: str, site: str, beside: Tensor, alone: Tensor) -> str:
+def coupled_by_latents(role: str, site: str, beside: Tensor, alone: Tensor, otherwise: str = "alone") -> str:
     """Describe a site whose log-probability of a row depends on the latents of other rows."""
     density = "log p(x)" if role == "model" else "log q(z | x)"
     return (
         f"site {site!r} of the {role} has another log-probability for a row when a latent of another row is far away "
-        f"({beside.sum().item():.4g} beside it, {alone.sum().item():.4g} alone): {density} does not split into rows, and "
+        f"({beside.sum().item():.4g} beside it, {alone.sum().item():.4g} {otherwise}): {density} does not split into rows, and "
         f"particles do not either. The {role} asks one number of all of them (`if (z > 3).any()`, z.max(), (z > 4).sum(), "
         "a layer that is quantized as it runs). Fix: decide for each by itself, torch.where(z > 3, one, other), and reduce "
         "over dimensions of events alone (dim=-1)."

@@ -143,6 +143,13 @@ def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
             'the rows of the data is open. Put all sites of a row, of model and guide, in one plate of the same name, "data". '
             f"If {outside!r} is drawn once for all rows: {OF_DATA_SET}."
         )
+    if sites[outside]["is_observed"]:
+        raise ProgramError(
+            f"site {outside!r} is observed (obs=, poutine.condition, pyro.factor) outside of the plate {widest!r}: its "
+            "log-density is one number of all rows, so log p(x) does not split into rows. For log p(x) given its value hide "
+            f"it, poutine.block(model, hide=[{outside!r}]), around poutine.condition or poutine.do where one of these sets it. "
+            f"For the data set as a whole: {OF_DATA_SET}. Else move the site into the plate."
+        )
     raise ProgramError(
         f"site {outside!r} lies outside the plate {widest!r}: it is shared by all rows, so log p(x) does not split "
         f"into rows. For parameters of the data set: {OF_DATA_SET}; fit trains the pair as it is. Else move the site into the "

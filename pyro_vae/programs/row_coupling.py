@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.common.widen import at_least_float32
 from pyro_vae.data.lazy_rows import LazyRows
+from pyro_vae.errors import CoupledGuideWarning, ProgramError
 
 from .determinism import differing, random_density, same
 from .plates import Plates
@@ -85,23 +87,79 @@ def why_rows_are_coupled(problem: Any, program: Program) -> str | None:
         problem: of all rows.
         program: what draws the latents, the guide or the model.
     """
+    found = found_among_rows(problem, program, problem.model)
+    return random_density("model", found) if isinstance(found, str) else coupled(*found) if found else None
+
+
+def why_guide_reads_rows(problem: Any) -> str:
+    """Say at which site a guide has another density of a row beside other rows; empty where it has none.
+
+    Its weights are right, p(x, z) / q(z | all rows): log p(x) does not move. Its ELBO and its gap are of a row among others.
+    """
+    found = found_among_rows(problem, problem.guide, problem.guide)
+    if found is None or isinstance(found, str):  # noise of a guide's own: that is said elsewhere
+        return ""
+    name, beside, without, row = found
+    return (
+        f"site {name!r} of the guide has another log-probability for a row when other rows are passed along "
+        f"({beside.sum().item():.4g} beside others, {without.sum().item():.4g} without them, row {row})"
+    )
+
+
+def warn_of_guide(problem: Any) -> None:
+    """Warn of a guide that reads other rows, where numbers of the guide are handed out: they are of rows among these.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae.programs.problem import Problem
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.7))
+        >>> warn_of_guide(Problem.of(model, guide, torch.tensor([0.0, 1.0]), seed=0))
+    """
+    if said := problem.vectorizing.guide_reads:
+        warnings.warn(
+            f"{said}: its ELBO and gap, ESS and k̂ are those of a row among the rows that it was run with, which are blocks of "
+            "the rows as they were passed, and others for other rows or another order. log p(x) by its weights is right. Fix: "
+            'a guide that computes row by row (constants for x.mean(0)); or log_likelihood(..., noise="row"), which runs each '
+            "row by itself.",
+            CoupledGuideWarning,
+            stacklevel=4,
+        )
+
+
+def refuse_guide_reading_rows(problem: Any, asked: str) -> None:
+    """Refuse a guide that reads other rows, where its draws are scored under q(z | x) of other blocks of rows."""
+    if said := problem.vectorizing.guide_reads:
+        raise ProgramError(
+            f"{said}: there is no q(z | x) of a row by itself, and {asked} compares those of all rows. Fix: a guide that "
+            "computes row by row (constants for x.mean(0), no attention or norm over rows)."
+        )
+
+
+def found_among_rows(problem: Any, drawing: Program, program: Program) -> tuple[str, Tensor, Tensor, int] | str | None:
+    """Find a row whose density is another without rows of greater or smaller values: as `first_coupled`; a site of noise."""
     x, *_ = problem.args
     if not isinstance(x, Tensor) or x.dim() == 0 or len(x) < 2 or problem.own_rows:
         return None
     try:
         chosen = telling_rows(problem.args)
         some = replace(rows_at(problem, chosen), vectorizing=LOOP)
-        drawn = some.trace(program, 1)
+        drawn = some.trace(drawing, 1)
         draws = with_indices(drawn, some.trace(some.model, 1, drawn))
-        together, again = (of_rows(some, some.model, some.trace(some.model, 1, draws)) for _ in range(2))
+        together, again = (of_rows(some, program, some.trace(program, 1, draws)) for _ in range(2))
         if (site := next(differing(together, again), None)) is not None:  # noise that two rows seldom show
-            return random_density("model", site)
+            return site
         for part in parts(some.args):
-            alone = scores_of_part(some, draws, part)
+            alone = scores_of_part(some, draws, part, program)
             of_all = {name: selected(term, 1, part) for name, term in together.items()}
             if (found := first_coupled(of_all, alone)) is not None:
                 name, beside, without, row = found
-                return coupled(name, beside, without, int(chosen[part[row]]))
+                return name, beside, without, int(chosen[part[row]])
     except Exception:  # a plate of fixed size, say: a program that does not run on part of the rows
         return None
     return None

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.common.pyro_private import is_deterministic
+from pyro_vae.common.pyro_private import is_deterministic, is_intervened
 from pyro_vae.errors import MarkedError, ProgramError, ShapeError
 
 from .masks import check_same_masks
@@ -135,11 +135,23 @@ def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
     latent = set(latent_sites(p))
     guided = set(proposal_sites(q, p))
     if missing := sorted(latent - guided):
+        if is_intervened(p[missing[0]]):
+            raise ProgramError(
+                f"latent site {missing[0]!r} of the model is set by poutine.do, which still draws it from its prior, beside "
+                "the value that the program goes on with, and the guide does not draw it. Nothing reads that draw: hide it, "
+                f"poutine.block(poutine.do(model, data=...), hide=[{missing[0]!r}]), for log p(x | do({missing[0]}))."
+            )
         raise ProgramError(
             f"latent site {missing[0]!r} is in the model but not in the guide. Give it a pyro.sample of that name there, "
             "or observe it."
         )
     if extra := sorted(guided - latent):
+        if extra[0] in observed_sites(p):
+            raise ProgramError(
+                f"site {extra[0]!r} is drawn by the guide, and observed by the model (obs=, poutine.condition), so that its "
+                f"draws mean nothing. Leave it out of the guide for log p of x and of this value of {extra[0]!r} together, one "
+                "value a row; or observe it in neither."
+            )
         raise ProgramError(
             f"site {extra[0]!r} is in the guide but is no latent of the model. Rename it, sample it in the model too, "
             'or mark it infer={"is_auxiliary": True}, if a Delta makes a latent of it or an ELBO knows it.'

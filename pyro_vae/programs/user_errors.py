@@ -161,7 +161,10 @@ def declare_event(said: str, msg: Message | None, args: tuple[Any, ...]) -> str:
     fn, nesting = msg["fn"], max((-dim for dim in plates), default=1)
     extra = len(fn.batch_shape) - nesting
     if extra <= 0:
-        return "Give the distribution one batch entry a row, and the plate the size len(x)."
+        return (
+            "Give the distribution one batch entry a row, and the plate the size len(x); values of all rows that the program "
+            "holds (poutine.condition, poutine.do, a tensor of the script) are passed as a context, for a part of the rows."
+        )
     whole = extra + fn.event_dim
     row = tuple(fn.shape()[-whole:])
     return (
@@ -237,6 +240,11 @@ def advise_on_shapes(data: torch.Size, fn: Any) -> str:
         return (
             "A column (N, 1) against (N,) broadcasts to (N, N). Drop the column where the distribution is made, "
             "net(z).squeeze(-1), or observe labels[:, None] and declare the column with .to_event(1)."
+        )
+    if not len(data) and fn.batch_shape:
+        return (
+            "It is one value for all rows (obs=, poutine.condition): give each row its own, obs=value.expand(len(x)), or "
+            "condition within the program, as in `lambda x: poutine.condition(model, data={...: value.expand(len(x))})(x)`."
         )
     if not fn.batch_shape:
         return "It has no entry for each row: give the data plate its size, pyro.plate(name, len(x)), which expands it."

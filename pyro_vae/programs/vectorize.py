@@ -37,6 +37,7 @@ class Vectorizing:
     model: Mode = "plate"
     guide: Mode = "plate"
     random_guide: bool = False  # the guide draws numbers outside of its sites, on the way to its parameters
+    guide_reads: str = ""  # where the guide's density of a row is another beside other rows; empty where it is not
 
     def __str__(self) -> str:
         """Name the mode, or both where they differ.

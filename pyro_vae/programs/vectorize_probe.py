@@ -23,7 +23,7 @@ from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 from pyro_vae.errors import ProgramError
 
 from .determinism import differing, random_density, same_terms
-from .latent_coupling import FarLatents, far_latents, why_latents_are_coupled
+from .latent_coupling import FarLatents, far_latents, why_far_rows_count, why_latents_are_coupled
 from .pair import quiet, unwrapped
 from .parameters import ParametersRegistered, store_restored
 from .plates import sum_rows
@@ -34,6 +34,7 @@ from .row_coupling import (
     has_rows,
     in_rows,
     of_rows,
+    why_guide_reads_rows,
     why_not_as_among_copies,
     why_not_row_by_row,
     why_rows_are_coupled,
@@ -79,8 +80,10 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
         refusal = found.refusal or (
             why_rows_are_coupled(problem, drawing(problem)) if few else why_model_is_coupled(problem)
         )
+        reads = "" if refusal or not few or drawing(problem) is problem.model else why_guide_reads_rows(problem)
     if refusal is not None:
         raise ProgramError(refusal)
+    found = replace(found, vectorizing=replace(found.vectorizing, guide_reads=reads))
     if handler is not None:
         handler.found.append((problem.model, as_written(problem.guide), found.vectorizing))
     return found.vectorizing
@@ -96,7 +99,12 @@ def why_model_is_coupled(problem: Any) -> str | None:
     few = probe_few_rows(alone)
     if few is not None and (refusal := few.refusal or why_rows_are_coupled(alone, alone.model)):
         return refusal
-    return why_not_as_among_copies(problem, drawing(problem))
+    if refusal := why_not_as_among_copies(problem, drawing(problem)):
+        return refusal
+    roles = {"model": problem.model, "guide": drawing(problem)}
+    looked_at = {role: p for role, p in roles.items() if role == "model" or p is not problem.model}
+    found = (why_far_rows_count(problem, drawing(problem), p, role) for role, p in looked_at.items())
+    return next(filter(None, found), None)
 
 
 class ProbedOnce(Messenger):

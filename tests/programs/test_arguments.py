@@ -228,3 +228,33 @@ def test_a_template_of_whole_numbers_is_drawn_as_such_where_the_model_draws_them
     drawn = simulate(model, X % 2).x
     assert drawn.dtype == dtype
     assert drawn.equal(simulate(model, (X % 2).float()).x.to(dtype))
+
+
+class HalfInside(nn.Module):
+    """x | z ~ N(z + b, 1), b = 1/2 in half precision; each weight of the guide is p(x)."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(0.5, dtype=dtype))
+        self.slope = nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x, count=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + self.shift.float(), 1.0), obs=x)
+            if count is not None:
+                pyro.sample("count", dist.Poisson(300.0), obs=count.float())
+
+    def guide(self, x, count=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - self.shift.float()) * self.slope, 0.5**0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("x", [torch.tensor([1.2, 300.7, -3.1]), torch.tensor([1, 301, 4097])], ids=["floats", "whole"])
+def test_layers_in_half_precision_that_cast_do_not_round_the_data(dtype, x):
+    vae, count = HalfInside(dtype), torch.tensor([299, 301, 257])
+    exact = dist.Normal(0.5, 2**0.5).log_prob(x.double())
+    assert torch.allclose(log_likelihood(vae.model, vae.guide, x, num_samples=2).log_px, exact, rtol=1e-5)
+    found = log_likelihood(vae.model, vae.guide, x, count, num_samples=2).log_px
+    assert torch.allclose(found, exact + dist.Poisson(300.0).log_prob(count.double()), rtol=1e-5)

@@ -179,3 +179,68 @@ def test_unlooked_at_a_row_has_another_number_beside_others(monkeypatch):
     beside = log_likelihood(model, guide, X, num_samples=4000, verbose=False)
     own = log_px_on_a_grid(OF_EACH["each by itself"])
     assert ((beside.log_px - own).abs() > 5 * beside.mc_se + 0.1).any()
+
+
+def of_all_rows(loc, scale=lambda z: 0.8, size=3):
+    """A pair whose data plate is of a fixed size, so that it runs on all its rows only."""
+
+    def model(x):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(size), 1.0))
+            y = pyro.sample("y", dist.Normal(loc(z).float(), 1.0))
+            pyro.sample("x", dist.Normal(y[..., None], 1.0).expand([*y.shape, 2]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(size), 1.0))
+            pyro.sample("y", dist.Normal(x.mean(-1), scale(z)))
+
+    return model, guide
+
+
+ALL_ROWS = {
+    "a branch": lambda z: 2 * z if (z > 3.5).any() else z,
+    "all of them": lambda z: z + (z > 2.5).all(),
+    "how many are far": lambda z: z + (z < -4).sum(),
+    "the greatest": lambda z: z * max(1.0, z.max().item() / 4),
+}
+
+
+@pytest.mark.parametrize("name", ALL_ROWS)
+def test_programs_that_run_on_all_their_rows_only_are_looked_at_too(name):
+    with pytest.raises(ProgramError, match=f"of the model.*{SAID}"):
+        log_weights(*of_all_rows(ALL_ROWS[name]), X)
+    with pytest.raises(ProgramError, match=f"of the guide.*{SAID}"):
+        log_weights(*of_all_rows(lambda z: z, lambda z: 0.8 + ALL_ROWS[name](z).abs().float() / 9), X)
+
+
+def test_local_parameters_do_not_hide_a_guide_that_asks_all_latents():
+    def pair_of(scale):
+        locs = torch.nn.Parameter(torch.zeros(3))
+
+        def guide(x):
+            with pyro.plate("data", 3):
+                z = pyro.sample("z", dist.Normal(pyro.param("locs", locs), 1.0))
+                pyro.sample("y", dist.Normal(x.mean(-1), scale(z)))
+
+        return two_levels(None)[0], guide
+
+    with pyro.get_param_store().scope(), pytest.raises(ProgramError, match=f"of the guide.*{SAID}"):
+        log_weights(*pair_of(lambda z: 2.0 if (z > 3.3).any() else 0.6), X)
+    with pyro.get_param_store().scope():
+        log_weights(*pair_of(lambda z: torch.where(z > 3.3, 2.0, 0.6)), X)
+
+
+def test_programs_on_all_their_rows_that_decide_for_each_are_taken():
+    each = OF_EACH["each by itself"]
+    evidence = log_likelihood(
+        *of_all_rows(each, lambda z: torch.where(z > 1, 0.9, 0.8)), X, num_samples=4000, verbose=False
+    )
+    z = torch.linspace(-9, 9, 9001, dtype=torch.float64)
+    cov = torch.eye(2) + 1
+    joint = (
+        dist.Normal(0.0, 1.0).log_prob(z)
+        + dist.MultivariateNormal(each(z)[:, None, None].expand(-1, 1, 2), cov.double()).log_prob(X.double()).T
+    )
+    exact = (joint + (z[1] - z[0]).log()).logsumexp(-1)
+    assert ((evidence.log_px - exact).abs() < 4 * evidence.mc_se).all()

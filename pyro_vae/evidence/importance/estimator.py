@@ -22,6 +22,7 @@ from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.program_ids import ProgramIds
 from pyro_vae.programs.reach import check_reach
+from pyro_vae.programs.row_coupling import warn_of_guide
 from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
@@ -153,6 +154,8 @@ def importance(
     problem = checked_problem(
         model, guide, (x, *rest), proposal, seed=seed, vectorize=vectorize_particles, missing=missing, device=device
     )
+    if noise == BLOCK:
+        warn_of_guide(problem)
     ids = RowIds.of(x, *rest)
     pairs = pairs_on(problem.device, num_samples, resume, noise)
     sampler = Sampler(proposal, seed, 0, pairs, row_keys=row_keys(noise, ids, problem))
