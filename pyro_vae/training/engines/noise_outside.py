@@ -1,10 +1,11 @@
-"""The noise of a step, drawn outside of its graph: each member's from a generator of its own, as it would be alone."""
+"""The noise of a step, drawn outside of its graph: of each member of an ensemble, each part of a batch, from its own stream."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Draw:
         else:
             out.copy_(self.operation(*self.args, **self.kwargs, generator=generator))
 
-    @property
+    @cached_property
     def in_place(self) -> bool:
         return bool(torch_private.schema(self.operation).is_mutable)
 
