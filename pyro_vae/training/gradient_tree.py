@@ -6,7 +6,7 @@ them: a process adds up the subtree of its own contiguous parts, and all togethe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pyro_vae.common.exchange import exchange, gather
 from pyro_vae.common.processes import processes
+
+LARGE = 1 << 18  # numbers of a gradient that is sent by itself
 
 
 @dataclass(eq=False)
@@ -92,21 +94,29 @@ def tree_sum(rows: Tensor) -> Tensor:
 class SumOverProcesses:
     """Adds up the gradients of W processes: each adds up a W-th of the numbers of all, and tells the others.
 
-    So a process sends 2 (W - 1) / W times its gradients. The memory that this takes is kept: pages that are new at each
-    step would cost as much again. Gradients are views of it, until the next call.
+    So a process sends 2 (W - 1) / W times its gradients. Large ones are sent from where they lie, and become the sums; the
+    others are laid one behind the other, and are views of that memory until the next call. It is kept: pages that are new at
+    each step would cost as much again.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters, self.world = parameters, processes().world
-        self.rows: list[Tensor] = []  # gradients of each dtype, a W-th in a row; then their sums
-        self.received: list[Tensor] = []  # of one W-th, a row of each process
-        for dtype, of in by_dtype(parameters, parameters).items():
+        self.large = {i for i, p in enumerate(parameters) if self.is_large(p)}
+        self.small = [i for i in range(len(parameters)) if i not in self.large]
+        self.rows: list[Tensor] = []  # small gradients of each dtype, a W-th in a row; then their sums
+        self.received: dict[torch.dtype, Tensor] = {}  # of one W-th, from all processes
+        for dtype, of in by_dtype(parameters, self.small, parameters).items():
             length = -(-sum(p.numel() for p in of) // self.world)
-            for kept in (self.rows, self.received):
-                kept.append(torch.empty(self.world, length, dtype=dtype, device=of[0].device))
+            self.rows.append(torch.empty(self.world, length, dtype=dtype, device=of[0].device))
+        for rows in (*self.rows, *(parameters[i].detach() for i in self.large)):
+            if rows.numel() > len(self.received.get(rows.dtype, ())):
+                self.received[rows.dtype] = torch.empty(rows.numel(), dtype=rows.dtype, device=rows.device)
+
+    def is_large(self, parameter: Tensor) -> bool:
+        return parameter.numel() >= LARGE and parameter.numel() % self.world == 0 and parameter.is_contiguous()
 
     def __call__(self, gradients: Sequence[Tensor | None], anywhere: Sequence[bool], what: str) -> list[Tensor | None]:
-        """Return the sums over processes.
+        """Return the sums over processes; `gradients` are overwritten.
 
         Args:
             gradients: of this process, None where none reaches a parameter.
@@ -116,31 +126,47 @@ class SumOverProcesses:
         Raises:
             ProcessesError: a process did not come.
         """
-        self.lay_out(gradients)
-        for rows, received in zip(self.rows, self.received, strict=True):
-            gather(tree_sum(exchange(rows, what, received)), what, rows)
-        return self.views(anywhere)
+        given = self.filled(gradients)
+        sums: list[Tensor | None] = [None] * len(given)
+        for i in sorted(self.large):
+            if anywhere[i]:
+                sums[i] = given[i].detach().contiguous()
+                self.add_up(sums[i].view(self.world, -1), what)  # type: ignore[union-attr]
+        self.lay_out(given)
+        for rows in self.rows:
+            self.add_up(rows, what)
+        for i, sum_ in zip(self.small, self.views(), strict=True):
+            sums[i] = sum_ if anywhere[i] else None
+        return sums
 
-    def lay_out(self, gradients: Sequence[Tensor | None]) -> None:
-        """Lay gradients one behind the other, by dtype; -0.0 stands for none, as what it is added to keeps its bits."""
-        given = [torch.full_like(p, -0.0) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
-        for rows, of in zip(self.rows, by_dtype(self.parameters, given).values(), strict=True):
+    def filled(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """Put -0.0 where there is no gradient: what it is added to keeps its bits."""
+        return [torch.full_like(p, -0.0) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
+
+    def add_up(self, rows: Tensor, what: str) -> None:
+        """Put the sums over processes in the place of numbers, of which row r is added up by process r."""
+        received = self.received[rows.dtype][: rows.numel()].view(rows.shape)
+        gather(tree_sum(exchange(rows, what, received)), what, rows)
+
+    def lay_out(self, gradients: Sequence[Tensor]) -> None:
+        """Lay small gradients one behind the other, by dtype."""
+        for rows, of in zip(self.rows, by_dtype(self.parameters, self.small, gradients).values(), strict=True):
             flat = [g.detach().reshape(-1) for g in of]
             torch.cat([*flat, flat[0].new_full((rows.numel() - sum(map(len, flat)),), -0.0)], out=rows.view(-1))
 
-    def views(self, anywhere: Sequence[bool]) -> list[Tensor | None]:
-        """Cut the rows into gradients; None where there is none anywhere."""
+    def views(self) -> Iterator[Tensor]:
+        """Cut the rows into small gradients."""
         left = {rows.dtype: rows.view(-1) for rows in self.rows}
-        gradients: list[Tensor | None] = []
-        for p, reached in zip(self.parameters, anywhere, strict=True):
+        for p in (self.parameters[i] for i in self.small):
             gradient, left[p.dtype] = left[p.dtype].tensor_split([p.numel()])
-            gradients.append(gradient.view(p.shape) if reached else None)
-        return gradients
+            yield gradient.view(p.shape)
 
 
-def by_dtype(parameters: Sequence[Tensor], of: Sequence[Tensor]) -> dict[torch.dtype, list[Tensor]]:
-    """Group what belongs to parameters by their dtypes, in the order in which these are met."""
+def by_dtype(
+    parameters: Sequence[Tensor], which: Sequence[int], of: Sequence[Tensor]
+) -> dict[torch.dtype, list[Tensor]]:
+    """Group what belongs to some parameters by their dtypes, in the order in which these are met."""
     groups: dict[torch.dtype, list[Tensor]] = {}
-    for parameter, each in zip(parameters, of, strict=True):
-        groups.setdefault(parameter.dtype, []).append(each)
+    for i in which:
+        groups.setdefault(parameters[i].dtype, []).append(of[i])
     return groups

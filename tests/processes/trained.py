@@ -39,7 +39,7 @@ from pyro_vae.common.spread import by_itself
 from pyro_vae.diagnostics import latent_usage
 from pyro_vae.errors import DivergedError, NoWeightError, OtherMaskError, ProcessesError, UsageError
 from pyro_vae.priors.vamp import VampPrior
-from pyro_vae.training import metrics, shards
+from pyro_vae.training import gradient_tree, metrics, shards
 from pyro_vae.training.checkpoint_state import capture
 from pyro_vae.training.engines import graph_tally, traced
 from pyro_vae.training.gradient_tree import TreeSum
@@ -150,7 +150,12 @@ HEAVY_CASES = {
 
 def leave(folder, *names):
     """Train cases in this rank, and leave a file of each."""
-    with suppress(ArithmeticError, ProcessesError), joined("cpu", timeout=60) as here:
+    with (
+        suppress(ArithmeticError, ProcessesError),
+        joined("cpu", timeout=60) as here,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        patched.setattr(gradient_tree, "LARGE", 256)  # weights are sent as they lie, biases together
         for name in names:
             write(Path(folder) / f"{name}-{here.rank}", *train(name))
         leave_untreed(Path(folder) / f"untreed-{here.rank}")
