@@ -112,7 +112,12 @@ PATHS = (
     *torch_private.SHARED,
 )
 HIDDEN = dict.fromkeys(ATTRIBUTES, "getattr") | dict.fromkeys(PATHS, "find")
-KEYS = {"_deterministic", "_pyro_name", "_pyro_samples"}  # of the dictionaries of a site, and of a module
+KEYS = {
+    "_deterministic",
+    "_intervener_id",
+    "_pyro_name",
+    "_pyro_samples",
+}  # of the dictionaries of a site, and of a module
 WORDS = {name for name in HIDDEN if is_private(name)} - set(PROTOCOL) | KEYS
 
 

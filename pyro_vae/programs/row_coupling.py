@@ -26,6 +26,8 @@ from .wide_scoring import own_dtype
 Scores = dict[str, Tensor]
 LOOP = Vectorizing("loop", "loop")
 LOOKED_AT, NUMBERS = 4096, 2**22  # rows at most, and numbers in them, for those of the greatest and least values
+NUDGE = 4  # last digits of a latent
+ROUNDINGS = 32  # times what these move a log-density, up to which a difference is one of rounding
 CHOSEN = 32  # rows that are run together, and then some of them without the others
 
 
@@ -159,7 +161,8 @@ def found_among_rows(problem: Any, drawing: Program, program: Program) -> tuple[
             of_all = {name: selected(term, 1, part) for name, term in together.items()}
             if (found := first_coupled(of_all, alone)) is not None:
                 name, beside, without, row = found
-                return name, beside, without, int(chosen[part[row]])
+                if not is_rounding(some, program, draws, together, found, part):
+                    return name, beside, without, int(chosen[part[row]])
     except Exception:  # a plate of fixed size, say: a program that does not run on part of the rows
         return None
     return None
@@ -219,6 +222,30 @@ def first_coupled(beside: Scores, alone: Scores) -> tuple[str, Tensor, Tensor, i
     row = int((one.sum(0) - other.sum(0)).abs().nan_to_num(torch.inf).argmax())
     most = int((one - other)[:, 0, row].abs().nan_to_num(torch.inf).argmax())
     return names[most], one[most, :, row], other[most, :, row], row
+
+
+def is_rounding(
+    problem: Any,
+    program: Program,
+    draws: poutine.Trace,
+    scores: Scores,
+    found: tuple[str, Tensor, Tensor, int],
+    part: Tensor,
+) -> bool:
+    """Return whether a difference that was found is one that the last digits of the latents make, too.
+
+    A network rounds otherwise in a batch of another size: by far more than half of the digits where a scale is small beside the
+    values, as of a posterior of rows that are counted in millions.
+    """
+    name, beside, without, row = found
+    values = {
+        latent: site["value"] * (1 + NUDGE * torch.finfo(site["value"].dtype).eps)
+        for latent, site in latent_sites(sample_sites(draws)).items()
+        if site["value"].is_floating_point()
+    }
+    nudged = of_rows(problem, program, problem.trace(program, 1, with_values(draws, values)))
+    moved = selected((nudged[name] - scores[name]).double(), 1, part)[0, row].abs().item()
+    return bool((beside.sum() - without.sum()).abs().item() <= ROUNDINGS * moved)
 
 
 def telling_rows(args: tuple[Any, ...]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pyro_vae import data_set_calibration
 from pyro_vae.errors import ProgramError, UsageError
 from tests.helpers.bayesian import LocalLatents, NormalMean, Regression
-from tests.programs.test_data_set import local
+from tests.helpers.gaussian import gaussian
 
 ORACLES = {"normal-mean": NormalMean(), "local-latents": LocalLatents(), "regression": Regression()}
 
@@ -49,4 +49,4 @@ def test_bad_input_is_refused():
     with pytest.raises(UsageError, match="num_sets of 2 or more"):
         data_set_calibration(NormalMean().model, lambda x: None, torch.zeros(4), num_sets=1)
     with pytest.raises(ProgramError, match="all sites lie in the plate 'data'"):
-        data_set_calibration(local, lambda x: local, torch.zeros(4), num_sets=2)
+        data_set_calibration(gaussian, lambda x: gaussian, torch.zeros(4), num_sets=2)

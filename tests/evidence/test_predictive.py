@@ -8,7 +8,8 @@ import torch
 from pyro_vae import predictive_density
 from pyro_vae.errors import ProgramError, SupportError
 from tests.helpers.bayesian import ORACLES, LocalLatents, NormalMean
-from tests.programs.test_data_set import local, of_local
+from tests.helpers.gaussian import gaussian
+from tests.programs.test_data_set import of_local
 
 OLD, NEW = 20, 15
 
@@ -78,7 +79,7 @@ def test_chunks_change_nothing_but_the_draws():
 
 def test_rows_that_share_nothing_are_refused():
     with pytest.raises(ProgramError, match="all sites lie in the plate 'data'"):
-        predictive_density(local, of_local, torch.zeros(4))
+        predictive_density(gaussian, of_local, torch.zeros(4))
 
 
 def test_rows_of_the_programs_own_do_not_pass_for_new_ones():

@@ -68,3 +68,32 @@ def test_guides_of_rows_alone_are_told_nothing():
             warnings.simplefilter("error")
             log_likelihood(model, guide_of(loc), X, num_samples=20)
         assert not check(model, guide_of(loc), X).findings
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 1e3])
+def test_numbers_rounded_otherwise_in_a_batch_of_another_size_are_none_of_other_rows(scale):
+    """As by a network whose products depend on how many rows there are, of rows in millions: the first has 0.03 nats more."""
+
+    def in_millions(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1e6))
+            pyro.sample("x", dist.Normal(z, 1e6), obs=x)
+
+    def rounded(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x / 2 + len(x) / 3) - len(x) / 3, scale))
+
+    assert not [finding for finding in check(in_millions, rounded, 1e6 * X).findings if finding.kind == "rows"]
+
+
+def test_rows_in_millions_that_are_centred_are_told():
+    def in_millions(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1e6))
+            pyro.sample("x", dist.Normal(z, 1e6), obs=x)
+
+    def centred(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - x.mean(0)) / 2, 1e6))
+
+    assert [finding.kind for finding in check(in_millions, centred, 1e6 * X).findings] == ["rows"]

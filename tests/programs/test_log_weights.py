@@ -343,7 +343,7 @@ def two_plates(program, names=("rows", "copies")):
 REFUSED = {
     "no plate": (no_plate, no_plate_guide, "no data plate"),
     "global latent": (global_model, global_guide, "site 'g' lies outside the plate 'data'"),
-    "observation outside": (observed_outside, plain_guide, "site 'total' lies outside the plate 'data'"),
+    "observation outside": (observed_outside, plain_guide, r"site 'total' is observed .* outside of the plate 'data'"),
     "enumerated in the model": (enumerated_model, lambda x: None, "site 'k' of the model is marked for enumeration"),
     "enumerated in the guide": (discrete_model, enumerated_guide, "site 'k' of the .* is marked for enumeration"),
     "latent only in the model": (two_latents, plain_guide, "latent site 'y' is in the model but not in the guide"),
