@@ -130,7 +130,7 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     with joined("cpu") as here:
         step = seconds_a_step(hidden, batch, 8, engine, time.process_time, epochs=3)
     if here.leads:
-        steps = len(spent["numbers told"])
+        steps = len(spent["gradients laid out"])  # once a step; numbers are told elsewhere, too
         typical = {name: statistics.median(a_step(of, steps)) for name, of in spent.items()}
         said = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in typical.items())
         share = sum(typical.values()) / step
@@ -140,8 +140,8 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
 
 def a_step(times: list[float], steps: int) -> list[float]:
     """Add up the times of as many calls as a step makes."""
-    calls = len(times) // steps
-    return [sum(times[i : i + calls]) for i in range(0, calls * steps, calls)]
+    calls = max(1, len(times) // steps)
+    return [sum(times[i : i + calls]) for i in range(0, len(times) - calls + 1, calls)]
 
 
 def exchange(engine: str) -> list[str]:
