@@ -132,6 +132,26 @@ def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
                     "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it, or use "
                     "enumerate_latents, where all latents are discrete."
                 )
+    check_names(p, q)
+    latent = latent_sites(p)
+    for name in sorted(latent):
+        wide, narrow = (tuple(site[name]["fn"].event_shape) for site in (p, q))
+        if wide != narrow:
+            raise ShapeError(
+                f"site {name!r}: the prior draws values of shape {wide}, the posterior {narrow}. Give prior and posterior the "
+                "same number of dimensions."
+            )
+    if not observed_sites(p):
+        raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")
+    if not latent:
+        raise ProgramError(
+            "the model has no latent site: there is nothing to infer, and log p(x) is the log-probability of what it observes, "
+            "poutine.trace(model).get_trace(x).log_prob_sum(). Draw the latents in model and guide, pyro.sample('z', ...)."
+        )
+
+
+def check_names(p: dict[str, Site], q: dict[str, Site]) -> None:
+    """Refuse latents of one program alone, and say what made them so."""
     latent = set(latent_sites(p))
     guided = set(proposal_sites(q, p))
     if missing := sorted(latent - guided):
@@ -155,18 +175,4 @@ def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
         raise ProgramError(
             f"site {extra[0]!r} is in the guide but is no latent of the model. Rename it, sample it in the model too, "
             'or mark it infer={"is_auxiliary": True}, if a Delta makes a latent of it or an ELBO knows it.'
-        )
-    for name in sorted(latent):
-        wide, narrow = (tuple(site[name]["fn"].event_shape) for site in (p, q))
-        if wide != narrow:
-            raise ShapeError(
-                f"site {name!r}: the prior draws values of shape {wide}, the posterior {narrow}. Give prior and posterior the "
-                "same number of dimensions."
-            )
-    if not observed_sites(p):
-        raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")
-    if not latent:
-        raise ProgramError(
-            "the model has no latent site: there is nothing to infer, and log p(x) is the log-probability of what it observes, "
-            "poutine.trace(model).get_trace(x).log_prob_sum(). Draw the latents in model and guide, pyro.sample('z', ...)."
         )
