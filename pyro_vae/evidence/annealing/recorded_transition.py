@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.common.cuda_recorder import CudaRecorder
 from pyro_vae.common.flat_program import FlatProgram
 
+from .fixed_operations import AtManyPoints
 from .hmc import kinetic, leapfrog
 from .point import Point
 
@@ -59,9 +60,10 @@ class RecordedTransition:
     def run(self) -> list[Tensor]:
         """Make the transition: the next point, the acceptance, and whether there is something to look at."""
         flags: list[Tensor] = []
+        at = AtManyPoints(self.flat, self.args)
 
         def density(u: Tensor) -> Point:
-            *tensors, flag = self.flat.module.forward(u, *self.args, *self.flat.state)
+            *tensors, flag = at(u)
             flags.append(flag)
             return Point(u, *tensors)
 

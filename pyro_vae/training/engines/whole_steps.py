@@ -35,7 +35,7 @@ from .whole_step import WholeStep, inputs_of, moments_of
 SLICE = 0.05  # seconds of steps, after which somebody else has a turn
 ROOM = 8192  # steps without a look whether all of them were finite
 MOVES = "it moves parameters though the step is not finite"
-BEHIND = 8 * STEPS  # steps that a GPU is given before it is given the check of the first of them
+BEHIND = 12 * STEPS  # steps that a GPU is given before it is given the check of the first of them
 
 
 @dataclass(eq=False)
@@ -165,7 +165,8 @@ class WholeSteps:
         """Run a graph on the next rows."""
         rows = order.next_rows
         assert rows is not None
-        return whole(inputs_of(self.data, whole.draws, rows, order.generator), whole.numbers.new_tensor(numbers))
+        of_update = torch.tensor(numbers, dtype=whole.numbers.dtype).to(whole.numbers.device, non_blocking=True)
+        return whole(inputs_of(self.data, whole.draws, rows, order.generator), of_update)
 
     def make_replay(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> bool:
         """Make some steps by one replay; False, and nothing done, where they must go one by one."""
