@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -230,11 +230,20 @@ class RowBlock:
 
     def move(self, device: torch.device | str) -> None:
         """Move the sums to where particles are computed, or back."""
-        sums, largest = self.weight_sums, self.weight_sums.largest
-        sums.sums, largest.values, largest.cut = (t.to(device) for t in (sums.sums, largest.values, largest.cut))
-        self.waiting = {block: waiting.to(device) for block, waiting in self.waiting.items()}
-        self.pieces = {b: {o: piece.to(device) for o, piece in pieces.items()} for b, pieces in self.pieces.items()}
-        self.known = {name: column.to(device) for name, column in self.known.items()}
+        self.replace([t.to(device) for t in self.tensors()])
+
+    def tensors(self) -> list[Tensor]:
+        """List what particles change, in the order of :meth:`replace`."""
+        sums, pieces = self.weight_sums, [piece for pieces in self.pieces.values() for piece in pieces.values()]
+        return [sums.sums, sums.largest.values, sums.largest.cut, *self.waiting.values(), *pieces, *self.known.values()]
+
+    def replace(self, tensors: Iterable[Tensor]) -> None:
+        """Put other tensors in the places of :meth:`tensors`."""
+        sums, given = self.weight_sums, iter(tensors)
+        sums.sums, sums.largest.values, sums.largest.cut = next(given), next(given), next(given)
+        self.waiting = {block: next(given) for block in self.waiting}
+        self.pieces = {block: {offset: next(given) for offset in pieces} for block, pieces in self.pieces.items()}
+        self.known = {name: next(given) for name in self.known}
 
     def elbo(self, of_guide: bool) -> Tensor:
         """ELBO of the guide and its error, ``(2, rows)``: of these particles, if they are its own; NaN where none are there."""

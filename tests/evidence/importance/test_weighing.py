@@ -418,15 +418,15 @@ def test_one_thing_is_read_back_for_a_group_of_blocks(monkeypatch):
             depends.append(str(why))
             return operation(*args, **kwargs)
 
-    fill = sampler.Sampler.fill
+    filling = sampler.Sampler.filling
 
     def watched(self, sums, problem, particles):
         self.graph(sums, problem, 0)  # made before
         with Reads() as reads, torch_private.dispatching(note):
-            fill(self, sums, problem, particles)
+            yield from filling(self, sums, problem, particles)
         counted.append(reads.count)
 
-    monkeypatch.setattr(sampler.Sampler, "fill", watched)
+    monkeypatch.setattr(sampler.Sampler, "filling", watched)
     o = Chain(128)
     log_likelihood(o.model, o.guide, o.x, num_samples=64 * 100, engine="trace", proposal=defensive(0.25))
     # two groups of up to 64 blocks a block of rows, and the programs' own reads for the guide's ELBO, whose draws are few
@@ -481,8 +481,10 @@ def test_larger_blocks_are_part_of_the_evidence(monkeypatch, tmp_path):
         Evidence.merge([some, run(particles=range(300, 700))])
 
 
-def test_what_a_graph_doubts_is_weighed_by_the_programs_and_the_rest_counts_once():
+@pytest.mark.parametrize("behind", [False, True], ids=["at once", "a block later"])
+def test_what_a_graph_doubts_is_weighed_by_the_programs_and_the_rest_counts_once(behind, monkeypatch):
     """Draws that are seldom far out have another density there, which the graph leaves to the programs."""
+    monkeypatch.setattr(sampler, "computes_behind", lambda device: behind)  # as on a GPU
 
     def model(x):
         with pyro.plate("data", len(x)):
