@@ -10,8 +10,8 @@ from pyro_vae.evidence.importance import sampler
 from tests.helpers.bits import same
 from tests.helpers.importance import Chain, log_likelihood
 
-O = Chain(256)  # four blocks of rows
-run = partial(log_likelihood, O.model, O.guide, O.x, num_samples=140, engine="trace")
+PAIR = Chain(256)  # four blocks of rows
+run = partial(log_likelihood, PAIR.model, PAIR.guide, PAIR.x, num_samples=140, engine="trace")
 
 
 class Watched(sampler.OnTheWay):
@@ -41,7 +41,7 @@ def as_on_a_gpu(monkeypatch):
 
 @pytest.fixture(scope="module")
 def eager():
-    return log_likelihood(O.model, O.guide, O.x, num_samples=140, engine="eager")
+    return log_likelihood(PAIR.model, PAIR.guide, PAIR.x, num_samples=140, engine="eager")
 
 
 def test_the_next_block_is_given_before_the_last_is_read(eager):
