@@ -16,7 +16,7 @@ from .block_sums import joined_sums, scatter, sums_of
 from .pareto import SPARE, LargestWeights, tail_size
 from .strata import ONE, Strata
 
-ROWS = 64  # rows in a block; the last may have fewer
+ROWS, CUDA_ROWS = 64, 256  # rows in a block, on a GPU; the last may have fewer
 PAIRS = 4096  # (row, particle) pairs in a block, which is drawn from a seed of its own
 COLUMNS = ("log_px", "mc_se", "ess", "elbo", "elbo_se", "khat", "max_share", "jackknife", "samples")
 Piece = tuple[int, int, int]  # block, and first and last + 1 of its particles
@@ -294,12 +294,12 @@ class RowBlock:
 
     def joined(self, other: RowBlock) -> RowBlock:
         """Return the two as one; they share no particle, and are of the same rows."""
-        copy.copy(self).identify(other.ids)
         if self.pairs != other.pairs:
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} were run in blocks of {self.pairs} and of {other.pairs} "
                 "(row, particle) pairs, as on a CPU and on a GPU: run all parts on the same kind of device."
             )
+        copy.copy(self).identify(other.ids)
         if (self.rows, self.planned, self.strata) != (other.rows, other.planned, other.strata):
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} of {self.planned} particles do not go with rows "

@@ -38,6 +38,7 @@ class Sampler:
     chunk: int
     pairs: int = PAIRS  # in a block of particles that is drawn from a stream of its own
     engine: WeighingEngine | None = None
+    block_rows: int = ROWS
     row_keys: Tensor | None = None  # of each row's own stream (:mod:`.noise`); None where blocks of rows have one
 
     @property
@@ -48,7 +49,7 @@ class Sampler:
     @property
     def rows(self) -> int:
         """Return how many rows a block has."""
-        return ROWS if self.row_keys is None else 1
+        return self.block_rows if self.row_keys is None else 1
 
     def key(self, rows: range) -> tuple[int, ...]:
         """Name the stream of a block of rows: by its place, or, of one row, by its values."""
