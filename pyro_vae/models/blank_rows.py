@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.data_set import WholeDataSet
@@ -25,20 +26,30 @@ def run_on_any(model: Program, c: Batch, num_samples: int, seed: int) -> Uncondi
     """
     like = like_parameters(model)
     zero = torch.zeros(()) if like is None else like.detach().new_zeros(())
-    blank = [zero.new_full((num_samples, *shape), float(i)) for i, shape in enumerate(EVERY_SHAPE)]
     why = ("this model takes more of x than how many rows it has. Say what its rows are like: "
            f"sample(model, {num_samples}, like=x), x with a row at least")  # fmt: skip
+    runs = runs_on_blank(zero, model, c, num_samples, seed, why)
+    elsewhere = {value.device for value in runs[0].values.values()} - {zero.device}
+    if (
+        like is None and elsewhere
+    ):  # a function of tensors on a GPU, which draws there: from the stream of rows that are there
+        runs = runs_on_blank(zero.to(elsewhere.pop()), model, c, num_samples, seed, why)
+    if (name := first_other(runs[0].values, runs[1].values)) is not None:
+        raise UsageError(f"site {name!r}: {why}")
+    return runs[0]
+
+
+def runs_on_blank(zero: Tensor, model: Program, c: Batch, num_samples: int, seed: int, why: str) -> list[Unconditioned]:
+    """Run a model on rows of two shapes, of the dtype and where `zero` is; a UsageError that says `why` if it cannot."""
     runs = []
-    for rows in blank:
+    for i, shape in enumerate(EVERY_SHAPE):
         try:
-            runs.append(run_unconditioned(model, (rows, *c), seed))
+            runs.append(run_unconditioned(model, (zero.new_full((num_samples, *shape), float(i)), *c), seed))
         except ProgramError:
             raise
         except Exception as error:
             raise UsageError(f"{why} ({type(error).__name__}: {error})") from error
-    if (name := first_other(runs[0].values, runs[1].values)) is not None:
-        raise UsageError(f"site {name!r}: {why}")
-    return runs[0]
+    return runs
 
 
 def run_on_rows(model: Program, args: Batch, seed: int) -> Unconditioned:

@@ -54,7 +54,7 @@ class EvaluationOptions:
     seed
         Of the importance samples, or chains.
     noise
-        block: rows share streams in blocks of 64. row: each row has a stream of its own, and its number is the same bits
+        block: rows of a block share a stream. row: each row has a stream of its own, and its number is the same bits
         whatever rows are scored beside it; slower.
     resume
         Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.

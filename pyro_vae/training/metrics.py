@@ -25,6 +25,7 @@ from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.parameter_checks import ValidParameters
+from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
@@ -260,7 +261,7 @@ class EpochMetrics:
             self.probed, self.pair = ProbedOnce(), None
         if self.of_data_set is not None:
             return self.data_set_elbo(self.of_data_set, when)
-        with self.probed:
+        with self.probed, ParametersRegistered():  # by the steps before
             train = terms = self.true_elbo(self.train_sample, when)
             if self.data.validation is not None:
                 terms = self.true_elbo(self.data.validation, when)
@@ -273,7 +274,7 @@ class EpochMetrics:
             return dict.fromkeys(LATENT_KEYS)
         rows = self.train_sample if self.data.validation is None else self.data.validation
         units, self.units = self.units, None  # of these weights alone
-        with self.probed:
+        with self.probed, ParametersRegistered():
             seed = stream(self.seed, LATENTS)
             over = PartsOfRows(self.shards, (seed, IN_PARTS), "the latents after an epoch", NO_FIGURES)
             return latent_use(lambda: self.problem(rows), seed, units, over)

@@ -130,7 +130,8 @@ def test_both_words_where_both_are_wrong():
 
 def test_wrong_correlations_show_in_the_joint_alone(lg):
     """This mean-field guide has the right margins, so that no coordinate's rank can tell."""
-    found = calibrate(lg.model, lg.mean_field_guide, lg.x[:1], num_rows=2000)
+    rows = 5000 if lg.x.is_cuda else 2000  # other draws there: of 2000 rows one seed in ten does not show it
+    found = calibrate(lg.model, lg.mean_field_guide, lg.x[:1], num_rows=rows)
     assert found.rejected == ("log p(x, z)",) and found.words[:2] == ("uniform", "uniform")
 
 

@@ -266,3 +266,28 @@ def test_marked_latents_are_summed_over_though_a_transform_makes_rows_of_another
     ensemble = fit_ensemble(Marked, x, seeds=SEEDS, engine="trace", verbose=False, **options)
     assert "members as one graph" in ensemble.results[0].engine
     assert_same(ensemble, [alone(Marked, seed, x, **options) for seed in SEEDS])
+
+
+@pytest.mark.parametrize(
+    ("off", "together_still"),
+    [("one row's gradient", True), ("one row's loss", False), ("each row's gradient", False)],
+)
+def test_a_kink_in_one_row_does_not_end_a_training(off, together_still, monkeypatch):
+    """A ReLU at 0 lies on one side alone and on the other among all, on a GPU above all: the loss is the same."""
+    x, run = rows(20), together.run_eager
+    x[7] = 1.0
+
+    def with_kink(member, batch):
+        loss, gradients = run(member, batch)
+        if off.startswith("each") or (batch[0] == 1).all(1).any():
+            if off.endswith("gradient"):
+                gradients[0] = gradients[0] * 1.01
+            else:
+                loss = loss * 1.01
+        return loss, gradients
+
+    monkeypatch.setattr(together, "run_eager", with_kink)
+    ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, epochs=3, batch_size=20)
+    assert ("2 members as one graph" in ensemble.results[0].engine) == together_still
+    if off == "each row's gradient":
+        assert "its gradient is off by 0.0" in ensemble.results[0].engine

@@ -58,10 +58,11 @@ def test_allowed_cells_train_and_score(prior, posterior, device):
     for likelihood in names("likelihood") if HEAVY else names("likelihood")[turn % 3 :: 3]:
         pyro.clear_param_store()
         torch.manual_seed(1)
-        vae = build(config(prior, likelihood, posterior), (ELEMENTS,)).to(device)
-        with torch.no_grad():
+        vae = build(config(prior, likelihood, posterior), (ELEMENTS,))
+        with torch.no_grad():  # on the CPU: other rows may have a gradient that happens to be zero
             z = vae.prior().expand((ROWS,)).sample()
-            x = vae.likelihood(z).sample().float()
+            x = vae.likelihood(z).sample().float().to(device)
+        vae.to(device)
         cell = f"{prior}, {likelihood}, {posterior}"
         report = check(vae.model, vae.guide, x)
         discrete = [f for f in report.findings if f.kind == "discrete"]

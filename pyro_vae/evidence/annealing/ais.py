@@ -22,7 +22,7 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.sum_over_codes import codes_of
 
 from .densities import Densities
-from .flat_density import DensityGraphs
+from .flat_density import DensityGraphs, Made
 from .hmc import Density, transition
 from .point import Point
 from .result import Annealed, AnnealedRun
@@ -161,10 +161,18 @@ class Annealer:
         with fitting(what, SMALLER), self.problem.quiet(self.settings.seed, *block.stream(kind)):
             yield
 
+    def walked(self, run: Callable[[], Made], kind: int, block: ChainBlock) -> Made:
+        """Walk the chains of a block, on the random stream of one kind of work."""
+
+        def from_the_start() -> Made:
+            with self.quiet(kind, block):
+                return run()
+
+        return self.graphs.trusted(from_the_start)
+
     def run_pilot(self, block: ChainBlock, at: Tensor, kind: int) -> AnnealingPath:
         """Run a pilot of a block, along the path `at`."""
-        with self.quiet(kind, block):
-            return pilot(self.densities(block), at, self.settings, block.chains)
+        return self.walked(lambda: pilot(self.densities(block), at, self.settings, block.chains), kind, block)
 
     def path(self, block: ChainBlock) -> AnnealingPath:
         """Choose step sizes for a block, ``(T + 1, N)``, once."""
@@ -186,10 +194,13 @@ class Annealer:
     def forward_block(self, block: ChainBlock) -> AnnealedRun:
         """Run a block."""
         path = self.path(block)
-        with self.quiet(FORWARD, block):
+
+        def run() -> AnnealedRun:
             density = self.densities(block)
             point = density(density.draw(block.chains))
             return anneal(density, point, path, self.settings, "AIS")
+
+        return self.walked(run, FORWARD, block)
 
     def joined(self, run: Callable[[ChainBlock], AnnealedRun], what: str) -> AnnealedRun:
         """Run each block on one process, and join what comes of them on all."""
@@ -224,7 +235,7 @@ def anneal(density: Density, point: Point, path: AnnealingPath, settings: AISSet
     for t in tracked(range(1, len(path.betas)), description, settings.verbose):
         point, log_w, acceptance = advance(density, path, t, point, run.log_w, settings.leapfrog_steps)
         run.add(point, log_w, acceptance)
-    return run
+    return run.at_its_end()
 
 
 def advance(

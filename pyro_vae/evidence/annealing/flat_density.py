@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ WORTH_TRACE, WORTH_FIRST = (
 )  # evaluations that take as long as two traces; as these and importing torch's tracer
 CHECKS = 2  # evaluations of a graph that the programs make, too
 Key = tuple[Any, ...]
+Made = TypeVar("Made")
 
 
 class Differentiable(Protocol):
@@ -55,6 +56,8 @@ class DensityGraphs:
     recorded: dict[tuple[Key, int], Any] = field(
         default_factory=dict
     )  # transitions by leapfrogs; 0: cannot be recorded
+    unread: Tensor | None = None  # whether a transition was to be looked at, where nobody reads that each time
+    reads: bool = True
 
     def __call__(self, density: Differentiable, u: Tensor) -> Point | None:
         """Evaluate a density at u; None where the programs are to be run."""
@@ -84,13 +87,41 @@ class DensityGraphs:
         try:
             if (key, leapfrogs) not in self.recorded:
                 self.recorded[key, leapfrogs] = RecordedTransition(flat, args, point, step, leapfrogs, recorder)
-            made = self.recorded[key, leapfrogs](args, beta, point, Noise.draw(point), step)
+            *made, doubtful = self.recorded[key, leapfrogs](args, beta, point, Noise.draw(point), step)
         except RuntimeError as error:
-            made, self.recorded[key, 0] = None, None
+            self.recorded[key, 0] = None
             self.notes.add(f"transitions are not recorded: {str(error).splitlines()[0]}")
-        if made is None:
-            restore_states(device, noise_before)
-        return made
+        else:
+            if not self.reads:
+                self.unread = doubtful if self.unread is None else self.unread | doubtful
+            if not self.reads or not doubtful:
+                return made[0], made[1]
+        restore_states(device, noise_before)
+        return None
+
+    def trusted(self, run: Callable[[], Made]) -> Made:
+        """Run transitions without a look at each, so that a GPU does not wait; once more, if one was to be looked at.
+
+        Args:
+            run: makes the same each time that it is called.
+        """
+        self.reads = False
+        try:
+            made = run()
+        except Exception:  # of numbers that were not to be trusted, maybe
+            if not self.doubted():
+                raise
+        else:
+            if not self.doubted():
+                return made
+        finally:
+            self.reads = True
+        return run()
+
+    def doubted(self) -> bool:
+        """Return whether a transition since the last call was to be looked at."""
+        unread, self.unread = self.unread, None
+        return unread is not None and bool(unread)
 
     def traced(self, density: Differentiable, u: Tensor) -> FlatProgram:
         """Trace values and gradients, at these and at other points and rows."""

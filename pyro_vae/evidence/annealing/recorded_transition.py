@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.common.cuda_recorder import CudaRecorder
 from pyro_vae.common.flat_program import FlatProgram
 
+from .fixed_operations import AtManyPoints
 from .hmc import kinetic, leapfrog
 from .point import Point
 
@@ -59,9 +60,10 @@ class RecordedTransition:
     def run(self) -> list[Tensor]:
         """Make the transition: the next point, the acceptance, and whether there is something to look at."""
         flags: list[Tensor] = []
+        at = AtManyPoints(self.flat, self.args)
 
         def density(u: Tensor) -> Point:
-            *tensors, flag = self.flat.module.forward(u, *self.args, *self.flat.state)
+            *tensors, flag = at(u)
             flags.append(flag)
             return Point(u, *tensors)
 
@@ -74,18 +76,18 @@ class RecordedTransition:
 
     def __call__(
         self, args: Sequence[Tensor], beta: float, point: Point, noise: Noise, step: Tensor
-    ) -> tuple[Point, Tensor] | None:
-        """Return the next point and the acceptance; None where the programs are to make the transition."""
+    ) -> tuple[Point, Tensor, Tensor]:
+        """Return the next point, the acceptance, and whether the programs are to make the transition."""
         if args is not self.given:
             copy_all(self.args, args)
             self.given = args
         for own, new in ((self.point, point), (self.noise, noise)):
             copy_all([getattr(own, f.name) for f in fields(own)], [getattr(new, f.name) for f in fields(new)])
         self.beta.fill_(beta)
-        self.step.copy_(step)
+        self.step.copy_(step, non_blocking=True)
         self.recorder.replay()
         *tensors, acceptance, doubtful = (result.clone() for result in self.results)
-        return None if doubtful else (Point(*tensors), acceptance)
+        return Point(*tensors), acceptance, doubtful
 
 
 def copy_all(own: Sequence[Tensor], given: Sequence[Tensor]) -> None:

@@ -83,10 +83,16 @@ class AnnealedRun:
         """Add log Ẑ_β and Σ w ratio / Σ w at one temperature; there is no `acceptance` before the first transition."""
         self.u, self.log_w = point.u, log_w
         if acceptance is not None:
-            self.acceptance.append(acceptance.mean(0).cpu())
+            self.acceptance.append(acceptance.mean(0))
         w = log_w.softmax(0)
-        self.log_z.append((log_w.logsumexp(0) - math.log(len(log_w))).cpu())
-        self.ratio.append(torch.where(w > 0, w * point.ratio, 0).sum(0).cpu())
+        self.log_z.append(log_w.logsumexp(0) - math.log(len(log_w)))
+        self.ratio.append(torch.where(w > 0, w * point.ratio, 0).sum(0))
+
+    def at_its_end(self) -> AnnealedRun:
+        """Bring what it holds of each temperature to the host, all at once: a GPU would wait for each."""
+        for name in BY_TEMPERATURE:
+            setattr(self, name, list(torch.stack(getattr(self, name)).cpu()))
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         """Name all that it holds but the spread of its path's pilot, as a process gives it to another."""

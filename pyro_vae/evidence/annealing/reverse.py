@@ -34,12 +34,15 @@ def reverse_block(
             u = resampled(ahead.u[:, rows].to(u.device), ahead.log_w[:, rows].to(u.device), block.chains)
         else:
             u = density.at(latents_of(latents, rows, len(annealer.problem), density), block.chains)
-    with annealer.quiet(REVERSE, block):
+
+    def run() -> AnnealedRun:
         point = density(u)
         for _ in range(refresh):  # leaves the posterior as it is, and takes chains that share a start apart
             point, _ = transition(density, 1.0, point, path.steps[-1], settings.leapfrog_steps)
         backwards = AnnealingPath(path.betas.flip(0), path.steps.flip(0))
         return anneal(density, point, backwards, settings, "reverse AIS")
+
+    return annealer.walked(run, REVERSE, block)
 
 
 def latents_of(latents: Latents, rows: slice, total: int, density: Densities) -> Latents:

@@ -107,13 +107,13 @@ def pilot(density: Densities, at: Tensor, settings: AISSettings, chains: int) ->
     """Walk the path `at`, and tune the step of each row at each β to the target acceptance; no weights are taken."""
     point = density(density.draw(chains))
     step = torch.full((point.u.shape[1],), 0.5, dtype=torch.float64, device=point.u.device)
-    steps, spread = [], []
+    steps, variances = [], []
     for t, beta in enumerate(at.tolist()):
         for _ in range(max(1, TOTAL // (len(at) - 1)) if t else FIRST):
             point, acceptance = hmc.transition(density, beta, point, step, settings.leapfrog_steps)
             step = hmc.adapt(step, acceptance, settings.target_acceptance).clamp(LEAST, MOST)
         steps.append(step)
-        # NaN for one chain; rows with infinite values are left out
-        variance = point.ratio.double().var(0) if chains > 1 else step.new_full((1,), math.nan)
-        spread.append(variance[variance.isfinite()].mean().sqrt().cpu())
+        variances.append(point.ratio.double().var(0) if chains > 1 else step.new_full((1,), math.nan))
+    # NaN for one chain; rows with infinite values are left out
+    spread = [variance[variance.isfinite()].mean().sqrt() for variance in torch.stack(variances).cpu()]
     return AnnealingPath(at, torch.stack(steps), torch.stack(spread))

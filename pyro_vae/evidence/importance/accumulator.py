@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .block_sums import joined_sums, scatter, sums_of
 from .pareto import SPARE, LargestWeights, tail_size
 from .strata import ONE, Strata
 
-ROWS = 64  # rows in a block; the last may have fewer
+ROWS, CUDA_ROWS = 64, 256  # rows in a block, on a GPU; the last may have fewer
 PAIRS = 4096  # (row, particle) pairs in a block, which is drawn from a seed of its own
 COLUMNS = ("log_px", "mc_se", "ess", "elbo", "elbo_se", "khat", "max_share", "jackknife", "samples")
 Piece = tuple[int, int, int]  # block, and first and last + 1 of its particles
@@ -230,11 +230,20 @@ class RowBlock:
 
     def move(self, device: torch.device | str) -> None:
         """Move the sums to where particles are computed, or back."""
-        sums, largest = self.weight_sums, self.weight_sums.largest
-        sums.sums, largest.values, largest.cut = (t.to(device) for t in (sums.sums, largest.values, largest.cut))
-        self.waiting = {block: waiting.to(device) for block, waiting in self.waiting.items()}
-        self.pieces = {b: {o: piece.to(device) for o, piece in pieces.items()} for b, pieces in self.pieces.items()}
-        self.known = {name: column.to(device) for name, column in self.known.items()}
+        self.replace([t.to(device) for t in self.tensors()])
+
+    def tensors(self) -> list[Tensor]:
+        """List what particles change, in the order of :meth:`replace`."""
+        sums, pieces = self.weight_sums, [piece for pieces in self.pieces.values() for piece in pieces.values()]
+        return [sums.sums, sums.largest.values, sums.largest.cut, *self.waiting.values(), *pieces, *self.known.values()]
+
+    def replace(self, tensors: Iterable[Tensor]) -> None:
+        """Put other tensors in the places of :meth:`tensors`."""
+        sums, given = self.weight_sums, iter(tensors)
+        sums.sums, sums.largest.values, sums.largest.cut = next(given), next(given), next(given)
+        self.waiting = {block: next(given) for block in self.waiting}
+        self.pieces = {block: {offset: next(given) for offset in pieces} for block, pieces in self.pieces.items()}
+        self.known = {name: next(given) for name in self.known}
 
     def elbo(self, of_guide: bool) -> Tensor:
         """ELBO of the guide and its error, ``(2, rows)``: of these particles, if they are its own; NaN where none are there."""
@@ -285,12 +294,12 @@ class RowBlock:
 
     def joined(self, other: RowBlock) -> RowBlock:
         """Return the two as one; they share no particle, and are of the same rows."""
-        copy.copy(self).identify(other.ids)
         if self.pairs != other.pairs:
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} were run in blocks of {self.pairs} and of {other.pairs} "
                 "(row, particle) pairs, as on a CPU and on a GPU: run all parts on the same kind of device."
             )
+        copy.copy(self).identify(other.ids)
         if (self.rows, self.planned, self.strata) != (other.rows, other.planned, other.strata):
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} of {self.planned} particles do not go with rows "

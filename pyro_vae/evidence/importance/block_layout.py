@@ -11,7 +11,7 @@ from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.problem import Problem
 
-from .accumulator import PAIRS, ROWS, RowBlock
+from .accumulator import CUDA_ROWS, PAIRS, ROWS, RowBlock
 from .noise import ROW
 from .result import Evidence
 from .sampler import Sampler
@@ -51,13 +51,15 @@ def identify(blocks: Sequence[RowBlock], ids: RowIds) -> None:
         block.identify(ids[block.rows.start : block.rows.stop])
 
 
-def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None, noise: str) -> int:
-    """Return how many (row, particle) pairs a block has: as many as in `resume`, or as fit the device; or one row's."""
+def layout_on(device: torch.device, num_samples: int, resume: Evidence | None, noise: str) -> tuple[int, int]:
+    """Return how many rows a block has, and how many pairs: as in `resume`, or as fit the device; or one row's pairs."""
     if resume is not None and resume.row_blocks:
-        return resume.row_blocks[0].pairs
+        most = max(len(block.rows) for block in resume.row_blocks)
+        return (ROWS if most <= ROWS else CUDA_ROWS), resume.row_blocks[0].pairs
+    rows = CUDA_ROWS if device.type == "cuda" else ROWS
     if noise == ROW:
-        return even_particles(num_samples)
-    return even_pairs(num_samples) if device.type == "cuda" else PAIRS
+        return rows, even_particles(num_samples, ROWS)
+    return rows, even_pairs(num_samples) if device.type == "cuda" else PAIRS
 
 
 def even_pairs(num_samples: int) -> int:
@@ -66,15 +68,15 @@ def even_pairs(num_samples: int) -> int:
     A block that is not whole is weighed by the programs' own Python, which a GPU waits for.
 
     Example:
-        >>> [even_pairs(k) // 64 for k in (1000, 5000, 10_000, 4099)]  # a prime has a short last block
-        [1000, 2500, 2500, 4096]
+        >>> [even_pairs(k) // 256 for k in (1000, 5000, 10_000, 4099)]  # a prime has a short last block
+        [1000, 1000, 1000, 1024]
     """
-    return ROWS * even_particles(num_samples)
+    return CUDA_ROWS * even_particles(num_samples, CUDA_ROWS)
 
 
-def even_particles(num_samples: int) -> int:
-    """Return how many particles a block has, 4096 at most, for K to be as many whole blocks, where K can be divided so."""
-    most = CUDA_PAIRS // ROWS
+def even_particles(num_samples: int, rows: int) -> int:
+    """Return how many particles a block of so many rows has at most, for K to be whole blocks, where K can be divided so."""
+    most = CUDA_PAIRS // rows
     fewest = -(-num_samples // most)
     even = (num_samples // n for n in range(fewest, 2 * fewest + 1) if num_samples % n == 0)
     return next(even, most)

@@ -29,7 +29,7 @@ from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.sum_over_codes import codes_of
 
 from .accumulator import RowBlock
-from .block_layout import identify, open_row_blocks, pairs_on
+from .block_layout import identify, layout_on, open_row_blocks
 from .narrowness import look
 from .noise import BLOCK, check_noise, row_keys
 from .proposals import GUIDE, Proposal
@@ -72,8 +72,8 @@ def importance(
     Processes that torchrun started, and that all call this with the same arguments, share the blocks, and the particles of the
     last ones; each returns all of the evidence.
 
-    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs (up to 262,144 on CUDA), each with a stream
-    of its own from the seed: the same numbers to the bit, whatever order, process or resumption runs them. Another
+    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs (256 and up to 262,144 on CUDA), each with a
+    stream of its own from the seed: the same numbers to the bit, whatever order, process or resumption runs them. Another
     `chunk_size` or a compiled engine runs the same particles in other shapes, and gives the same numbers to rounding (of the
     programs' own dtype).
 
@@ -86,14 +86,14 @@ def importance(
             rows, as a pilot run with other draws foretells (:mod:`~pyro_vae.evidence.importance.target`): p̂ stays unbiased.
         max_samples: K at most under `target_se`; rows whose error is above it all the same are flagged.
         rows: which rows of x to run, for a part to be joined with others by :meth:`Evidence.merge`; starts at a multiple of
-            64, and stops at one or at the end.
+            64 (256 on CUDA), and stops at one or at the end.
         particles: which of the K particles to run, likewise.
         resume: evidence of the same programs, rows and seed: what it holds is not run again, only what `num_samples`,
             `rows` and `particles` add to it. Saved by an older version, it does not say of which programs it is: a warning
             says so, and neither does the result.
         strict: raise where a row is flagged, in place of handing it out with its flag.
         seed: of the particles.
-        noise: "block", rows in blocks of 64 share a stream; or "row", each row has a stream of its own, of the seed and a
+        noise: "block", rows of a block share a stream; or "row", each row has a stream of its own, of the seed and a
             digest of its x and contexts, and is computed by itself: its log p̂, errors, ESS, k̂ and ELBO are the same bits
             whatever rows stand beside it, in whatever order and batch (on one device; `spread` and the flags that it gives
             are a judgment over all rows). Equal rows then have equal particles: the errors of means count their noise once
@@ -157,8 +157,8 @@ def importance(
     if noise == BLOCK:
         warn_of_guide(problem)
     ids = RowIds.of(x, *rest)
-    pairs = pairs_on(problem.device, num_samples, resume, noise)
-    sampler = Sampler(proposal, seed, 0, pairs, row_keys=row_keys(noise, ids, problem))
+    size, pairs = layout_on(problem.device, num_samples, resume, noise)
+    sampler = Sampler(proposal, seed, 0, pairs, block_rows=size, row_keys=row_keys(noise, ids, problem))
     blocks = open_row_blocks(problem, num_samples, rows, resume, sampler)
     run = [i for i, block in enumerate(blocks) if rows is None or block.rows.start in rows]
     identify(blocks, ids)

@@ -8,7 +8,7 @@ missed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -32,6 +32,7 @@ from .weighing import joined_engines
 
 COLLECT = 5.0  # seconds between two exchanges
 WHAT = "log p(x)"
+ENDED = object()
 Facts = dict[str, Any]
 
 
@@ -108,16 +109,21 @@ class Filler:
         return self.sampler.chunk // (block.size * len(block.rows)) <= 1
 
     def __call__(self, block: RowBlock, turn: Turn) -> RowBlock:
-        some = self.sampler.of(self.problem, block.rows)
         if turn.shared:
-            return self.part(block, some, elbo=turn.index % self.here.world == self.here.rank)
+            elbo = turn.index % self.here.world == self.here.rank
+            return self.part(block, self.sampler.of(self.problem, block.rows), elbo)
+        exhaust(self.filling(block))
+        return block
+
+    def filling(self, block: RowBlock) -> Generator[None]:
+        """Fill a block; stop where a GPU may be given more (:meth:`Sampler.filling`)."""
+        some = self.sampler.of(self.problem, block.rows)
         with self.memory():
             if self.target is not None:
                 block.plan(self.target.particles(block.rows, self.sampler, some))
-            self.sampler.fill(block, some, self.wanted(block))
+            yield from self.sampler.filling(block, some, self.wanted(block))
         add_guide_elbo(block, some, self.sampler)
         block.weight_sums.largest.trim()
-        return block
 
     def part(self, block: RowBlock, some: Problem, elbo: bool) -> RowBlock:
         """Return a block of this rank's share of the particles alone, on one rank with the ELBO of the guide."""
@@ -151,26 +157,49 @@ def run_rounds(
     """
     here, own = run.here, dict[int, RowBlock]()  # since the last exchange
     lacking, turns = [i for i in numbers if run.lacks(blocks[i])], run.turns(blocks, numbers)
+    if here.world == 1:
+        yield from run_alone([blocks[turn.index] for turn in turns if turn is not None], run, facts, verbose)
+        return
     last, since, start, wait = len(turns) - 1, 0, time.monotonic(), 1  # rounds since the last exchange, and to the next
     error, shared = None, {turn.index for turn in turns if turn is not None and turn.shared}
     for number, turn in enumerate(tracked(turns, WHAT, verbose)):
         if turn is not None and error is None:
             try:
-                if number == 0 and here.world > 1:  # an error to whoever makes errors of warnings
+                if number == 0:  # an error to whoever makes errors of warnings
                     run.tell_idle(blocks, lacking)
                 own[turn.index] = run(blocks[turn.index], turn)
             except Exception as failed:
-                if here.world == 1:
-                    raise
                 error = failed  # the others hear of it at the next exchange
         since += 1
-        if here.world == 1:
-            yield facts()
-        elif since == wait or number == last:
+        if since == wait or number == last:
             seconds = (time.monotonic() - start) / since
             slowest, together = collect(blocks, own, {"seconds": seconds, "facts": facts()}, shared, error)
             own, since, wait, start = {}, 0, max(1, int(COLLECT / max(slowest, 1e-6))), time.monotonic()
             yield together
+
+
+def run_alone(blocks: Sequence[RowBlock], run: Filler, facts: Callable[[], Facts], verbose: bool) -> Iterator[Facts]:
+    """Run blocks on one process; a GPU is given the work of the next before anything is read of the last."""
+    under_way: list[Generator[None]] = []
+    try:
+        for block in tracked(blocks, WHAT, verbose):
+            under_way.append(run.filling(block))
+            ahead = next(under_way[-1], ENDED) is not ENDED
+            while len(under_way) > ahead:
+                exhaust(under_way.pop(0))
+                yield facts()
+        while under_way:
+            exhaust(under_way.pop(0))
+            yield facts()
+    finally:
+        for filling in under_way:
+            filling.close()
+
+
+def exhaust(filling: Generator[None]) -> None:
+    """Fill a block to the end."""
+    for _ in filling:
+        pass
 
 
 def collect(

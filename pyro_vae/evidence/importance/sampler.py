@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.flat_program import FlatProgram
+from pyro_vae.common.given_work import OnTheWay, computes_behind
 from pyro_vae.common.memory import out_of_memory
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import ProgramError, UsageError
@@ -37,6 +38,7 @@ class Sampler:
     chunk: int
     pairs: int = PAIRS  # in a block of particles that is drawn from a stream of its own
     engine: WeighingEngine | None = None
+    block_rows: int = ROWS
     row_keys: Tensor | None = None  # of each row's own stream (:mod:`.noise`); None where blocks of rows have one
 
     @property
@@ -47,7 +49,7 @@ class Sampler:
     @property
     def rows(self) -> int:
         """Return how many rows a block has."""
-        return ROWS if self.row_keys is None else 1
+        return self.block_rows if self.row_keys is None else 1
 
     def key(self, rows: range) -> tuple[int, ...]:
         """Name the stream of a block of rows: by its place, or, of one row, by its values."""
@@ -65,14 +67,25 @@ class Sampler:
 
     def fill(self, sums: RowBlock, problem: Problem, particles: range) -> None:
         """Add those of the particles that are missing from the sums, which meanwhile are where the particles are."""
+        for _ in self.filling(sums, problem, particles):
+            pass
+
+    def filling(self, sums: RowBlock, problem: Problem, particles: range) -> Generator[None]:
+        """Do as :meth:`fill`; stop where a GPU was given work of which nothing has been read yet: it may be given more.
+
+        Who goes no further closes it, which leaves the sums as they were before that work.
+        """
         if particles.step != 1 or not 0 <= particles.start < particles.stop <= sums.planned:
             raise UsageError(
                 f"particles={particles}, but num_samples={sums.planned}: give a range of them, with a step of 1"
             )
-        sums.move(problem.device if problem.device.type == "cuda" else "cpu")
         try:
             for by_graph, pieces in self.groups(sums, problem, particles):
-                (self.add_by_graph if by_graph else self.add_by_programs)(sums, problem, pieces)
+                if by_graph:
+                    yield from self.add_by_graph(sums, problem, pieces)
+                else:
+                    sums.move(near(problem))
+                    self.add_by_programs(sums, problem, pieces)
             sums.columns()  # where the sums are: on a GPU k̂ and the jackknife take a moment
             sums.weight_sums.largest.trim()
         finally:
@@ -84,21 +97,36 @@ class Sampler:
         for (block, low, high), part in zip(pieces, log_w, strict=True):
             sums.add(block, low, part[low:high])
 
-    def add_by_graph(self, sums: RowBlock, problem: Problem, pieces: Sequence[Piece]) -> None:
+    def add_by_graph(self, sums: RowBlock, problem: Problem, pieces: Sequence[Piece]) -> Generator[None]:
         """Add pieces from their graphs; should any be doubtful, undo it, and have the programs weigh those.
 
         Sums and what is said of them are begun before anybody asks, so that a GPU does not wait for Python between the two.
         """
+        sums.move("cpu")
         before = {name: copy.deepcopy(getattr(sums, name)) for name in CHANGING}
-        made = [self.from_graph(sums, problem, block) for block, _, _ in pieces]
-        if all(result is not None for result in made):
-            for (block, low, high), result in zip(pieces, made, strict=True):
-                sums.add(block, low, result[0][low:high])  # type: ignore[index]
-            if problem.device.type == "cuda":
-                sums.columns()
-            if not torch.stack([result[1] for result in made]).any():  # type: ignore[index]
-                return
+        try:
+            sums.move(near(problem))
+            made = [self.from_graph(sums, problem, block) for block, _, _ in pieces]
+            if all(result is not None for result in made):
+                for (block, low, high), result in zip(pieces, made, strict=True):
+                    sums.add(block, low, result[0][low:high])  # type: ignore[index]
+                flags = torch.stack([result[1] for result in made])  # type: ignore[index]
+                if computes_behind(problem.device):
+                    sums.columns()
+                    sums.weight_sums.largest.trim()
+                    on_the_way, after = OnTheWay([flags, *sums.tensors()]), {n: getattr(sums, n) for n in CHANGING}
+                    vars(sums).update(before)  # for whoever saves it meanwhile
+                    yield
+                    flags, *there = on_the_way.wait()
+                    vars(sums).update(after)
+                    sums.replace(there)
+                if not flags.any():
+                    return
+        except BaseException:  # nobody has looked at the flags
             vars(sums).update(before)
+            raise
+        vars(sums).update(before)
+        sums.move(near(problem))
         for piece, result in zip(pieces, made, strict=True):
             block, low, high = piece
             if result is None or result[1]:
@@ -180,6 +208,11 @@ class Sampler:
             terms = terms_at(some, part)
             chunks.append(checked(self.proposal.log_w(terms), len(part), some, terms))
         return torch.cat(chunks)
+
+
+def near(problem: Problem) -> torch.device | str:
+    """Return where sums are kept while particles are weighed: on the same GPU, else on the host."""
+    return problem.device if problem.device.type == "cuda" else "cpu"
 
 
 def check_rows(log_w: Tensor, particles: int, rows: int) -> None:

@@ -20,7 +20,7 @@ from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError
 from pyro_vae.programs.program_ids import ProgramIds
 
-from .accumulator import PAIRS, ROWS, RowBlock
+from .accumulator import CUDA_ROWS, PAIRS, RowBlock
 from .result import Evidence
 from .strata import Strata
 
@@ -161,7 +161,7 @@ def row_block_of(
     start, stop, planned, done, count, keep = numbers
     if (
         not all(type(n) is int for n in (*numbers, pairs))
-        or not 0 < stop - start <= (ROWS if start else stop)
+        or not 0 < stop - start <= (CUDA_ROWS if start else stop)
         or pairs < 1
     ):
         raise ValueError(f"ledger {i} is of no block of rows")

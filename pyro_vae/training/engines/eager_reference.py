@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,8 +38,25 @@ class LastLook:
         state.position.loss_sum = self.loss_sum
 
 
+class NextRows(Protocol):
+    """The rows of the next batch, and the generator that their transform draws from."""
+
+    @property
+    def next_rows(self) -> Tensor | None: ...
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+
+class OtherRows(NamedTuple):
+    """Rows that are looked at, and are no step of the run."""
+
+    next_rows: Tensor
+    generator: torch.Generator
+
+
 def eager_step(
-    engine: TracedEngine, data: TrainingData, whole: WholeStep, order: ShuffledBatches, wait: bool = True
+    engine: TracedEngine, data: TrainingData, whole: WholeStep, order: NextRows, wait: bool = True
 ) -> EagerStep:
     """Make the next step as the programs and torch's optimizer do; move nothing if it is not finite, unless nobody waits."""
     step = engine.step
@@ -54,9 +72,7 @@ def eager_step(
     return EagerStep(loss, finite, reached, *([t.clone() for t in ts] for ts in (whole.moved, engine.buffers)))
 
 
-def loss_and_gradients(
-    engine: TracedEngine, data: TrainingData, order: ShuffledBatches
-) -> tuple[Tensor, list[Tensor | None]]:
+def loss_and_gradients(engine: TracedEngine, data: TrainingData, order: NextRows) -> tuple[Tensor, list[Tensor | None]]:
     """Run the programs on the next rows, transformed."""
     rows = order.next_rows
     assert rows is not None

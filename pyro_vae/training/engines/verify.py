@@ -19,6 +19,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient's norm, 
 ROUNDED = (
     2e-3  # the same, where products round to the 8 bits of bfloat16 or the 10 of TF32: a compiler rounds elsewhere
 )
+GRADIENT = "its gradient is"
 
 
 @contextmanager
@@ -44,7 +45,29 @@ def disagreement(eager: Result, captured: Result, rounded: bool = False) -> tupl
     off = relative([g for g in gradients if g is not None], [g for g in others if g is not None])
     if off_loss > tolerance / 10:
         return off_loss, f"its loss is {other.item():.8g}, eager's {loss.item():.8g}"
-    return max(off, off_loss), f"its gradient is off by {off:.1g} of eager's" if off > tolerance else None
+    return max(off, off_loss), f"{GRADIENT} off by {off:.1g} of eager's" if off > tolerance else None
+
+
+def is_kink(what: str | None) -> bool:
+    """Return whether a disagreement may be one of kinks alone: the losses are the same, and the gradients are not.
+
+    A ReLU whose argument rounding puts on one side of 0 here and on the other there changes the gradient, and not the loss.
+    """
+    return what is not None and what.startswith(GRADIENT)
+
+
+def parts_of_rows(rows: int) -> Iterator[Tensor]:
+    """Yield row numbers, as many as there are, of halves and quarters of the rows: a row with a kink is in few of them.
+
+    Example:
+        >>> [part.tolist() for part in parts_of_rows(4)][:3]
+        [[0, 1, 0, 1], [2, 3, 2, 3], [0, 2, 0, 2]]
+    """
+    every, half = torch.arange(rows), max(1, rows // 2)
+    parts = [every[:half], every[-half:], *(every[i::2] for i in range(2)), *(every[i::4] for i in range(4))]
+    for part in parts:
+        if 0 < len(part) < rows:
+            yield part.repeat(-(-rows // len(part)))[:rows]
 
 
 def relative(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -198,7 +221,7 @@ def update_disagreement(group: AdamGroup, norms: Sequence[float], tolerance: flo
     if not counts <= 0:
         return float("inf"), "it counts another number of steps"
     if not off <= tolerance * size + digits * mean / (1 - beta1):
-        return off / (size or 1), f"its gradient is off by {off / (size or 1):.1g} of eager's"
+        return off / (size or 1), f"{GRADIENT} off by {off / (size or 1):.1g} of eager's"
     if not square <= 4 * tolerance * (1 - beta2) * largest * size + digits * squares:
         return float("inf"), "the squares of its gradient are off"
     if not wrong <= tolerance * moved + digits * parameters:

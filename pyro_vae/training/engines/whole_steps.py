@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pyro_vae.common.identical import identical
 from pyro_vae.training.batch_source import TrainingData
 from pyro_vae.training.fused_adam import take_step
 from pyro_vae.training.precision import whole_step
@@ -23,19 +22,19 @@ from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import PreStepSnapshot, TrainingOptions, TrainingState
 
+from .beside_eager import BesideEager
 from .eager_reference import LastLook, eager_step, look_at, loss_and_gradients
 from .flat_graph import Untraceable
 from .recorded_steps import STEPS, RecordedSteps
 from .step_graphs import StepGraphs
 from .step_numbers import StepNumbers
 from .traced import TracedEngine
-from .verify import Comparison
-from .whole_step import WholeStep, inputs_of, moments_of
+from .verify import Comparison, is_kink
+from .whole_step import WholeStep, moments_of
 
 SLICE = 0.05  # seconds of steps, after which somebody else has a turn
 ROOM = 8192  # steps without a look whether all of them were finite
-MOVES = "it moves parameters though the step is not finite"
-BEHIND = 8 * STEPS  # steps that a GPU is given before it is given the check of the first of them
+BEHIND = 12 * STEPS  # steps that a GPU is given before it is given the check of the first of them
 
 
 @dataclass(eq=False)
@@ -56,10 +55,12 @@ class WholeSteps:
     room: int = field(default=ROOM, init=False)  # steps until the next look
     unchecked: WholeStep | None = field(default=None, init=False)  # its check is of the first step since the last look
     comparison: Comparison | None = field(default=None, init=False)  # of that step, made and not waited for yet
+    promptly: bool = field(default=False, init=False)  # its next check is not put off
     singly: bool = field(default=False, init=False)  # the next step is not finite, and for others to make
 
     def __post_init__(self) -> None:
         self.failed = torch.zeros((), dtype=torch.float32, device=self.data.device)  # 1 from the first bad step on
+        self.beside = BesideEager(self.engine, self.data)
         self.numbers = StepNumbers(self.engine, self.options, self.planned)
         recorded = self.engine.name == "graph"
         self.several = RecordedSteps(self.engine, self.data, self.failed) if recorded else None
@@ -146,7 +147,7 @@ class WholeSteps:
         self.numbers.set_rates(rates)
         state.updates += 1  # before: who is interrupted within the step does not take it for complete
         try:
-            loss = (self.make_checked if whole in self.graphs.due else self.compute)(whole, order, numbers)
+            loss = (self.make_checked if whole in self.graphs.due else self.beside.compute)(whole, order, numbers)
         except Untraceable:
             state.updates -= 1
             raise
@@ -160,12 +161,6 @@ class WholeSteps:
             loss = loss.item()  # type: ignore[assignment]
         state.position.loss_sum = state.position.loss_sum + (loss.double() if isinstance(loss, Tensor) else loss)
         return True
-
-    def compute(self, whole: WholeStep, order: ShuffledBatches, numbers: Sequence[Sequence[float]]) -> Tensor:
-        """Run a graph on the next rows."""
-        rows = order.next_rows
-        assert rows is not None
-        return whole(inputs_of(self.data, whole.draws, rows, order.generator), whole.numbers.new_tensor(numbers))
 
     def make_replay(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> bool:
         """Make some steps by one replay; False, and nothing done, where they must go one by one."""
@@ -210,20 +205,14 @@ class WholeSteps:
 
         None, and all as it was, where eager's step is not finite, and the graph would move all the same.
         """
-        engine, generator = self.engine, order.generator.get_state()
-        before = PreStepSnapshot([*whole.moved, *engine.buffers, self.failed], self.data.device)
-        moved = [copy for _, copy in before.buffers[: len(whole.moved)]]
-        eager = eager_step(engine, self.data, whole, order)
-        before.restore()
-        order.generator.set_state(generator)
-        if not eager.finite and not whole.guarded:
+        generator, self.promptly = order.generator.get_state(), False
+        before = PreStepSnapshot([*whole.moved, *self.engine.buffers, self.failed], self.data.device)
+        loss, off, what = self.beside.make_both(whole, order, numbers, before)
+        if loss is None:
             return None
-        loss = self.compute(whole, order, numbers)
-        if eager.finite:
-            made = loss, whole.moved, engine.buffers
-            off, what = Comparison.of(whole.groups, numbers, moved, eager, made, engine.rounded).verdict()
-        else:
-            off, what = 0.0, None if all(map(identical, moved, whole.moved)) else MOVES
+        if is_kink(what) and self.beside.kink_alone(whole, order, numbers, before):
+            order.generator.set_state(generator)
+            loss, off, what = self.beside.compute(whole, order, numbers), 0.0, None
         if what is None:
             self.graphs.passed(whole, off)
             return loss
@@ -238,7 +227,8 @@ class WholeSteps:
 
         Should the graph be wrong now, all is undone that was made with it (:meth:`settle`).
         """
-        if self.several is None or self.several.refused or not {whole} <= self.graphs.due & self.graphs.proven:
+        proven = {whole} <= self.graphs.due & self.graphs.proven
+        if self.several is None or self.several.refused or self.promptly or not proven:
             return
         if not self.settle(order, state):
             self.look(order, state)
@@ -259,7 +249,7 @@ class WholeSteps:
             eager = eager_step(engine, self.data, whole, order, wait=False)
             look.restore(order, state)
             numbers = self.numbers.of_update(whole, rates, state.updates)
-            loss = self.compute(whole, order, numbers)
+            loss = self.beside.compute(whole, order, numbers)
             copies = {id(tensor): copy for tensor, copy in look.before.buffers}
             before = [copies[id(t)] for t in whole.moved]
             made = loss, whole.moved, [b.clone() for b in engine.buffers]
@@ -314,7 +304,9 @@ class WholeSteps:
         self.current = None
         if whole is not None:
             self.graphs.due.add(whole)
-        if sound and whole is not None:
+        if sound and is_kink(what):
+            self.promptly = True
+        elif sound and whole is not None:
             self.doubt(whole, str(what))
         else:
             self.room, self.singly = max(1, steps // 2), steps == 1

@@ -16,7 +16,7 @@ from pyro_vae.evidence.annealing.bracket import bracket
 from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.programs.problem import Problem
 from tests.helpers.importance import Chain, GammaPoisson
-from tests.helpers.recording import Again
+from tests.helpers.recording import Again, NumbersRead
 from tests.helpers.small import binary, small_vae
 
 ais = partial(ais, num_temperatures=5, num_chains=4, leapfrog_steps=2, step_size=0.3, verbose=False)
@@ -187,6 +187,51 @@ def test_a_recording_that_fails_or_is_flagged_leaves_the_programs_numbers(notes,
     monkeypatch.setattr(Again, "record", fails)
     check_same(monkeypatch, lambda: ais(*of_oracle(o)))
     assert notes[-1] == "transitions are not recorded: operation not permitted when stream is capturing"
+
+
+def test_no_transition_is_waited_for(notes, recorders):
+    """What is read back is the same, however many transitions there are."""
+    counts = []
+    for temperatures in (5, 9):
+        with NumbersRead() as reads:
+            ais(*of_oracle(Chain(8)), num_temperatures=temperatures, step_size=None)
+        counts.append(reads.count)
+    assert recorders and counts[1] - counts[0] == 2 * 4  # the temperatures themselves, which are on the host
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["wrong numbers", "an error of wrong numbers"])
+def test_one_doubtful_transition_has_all_of_its_walk_made_again(fails, notes, recorders, monkeypatch):
+    """Broken numbers from a transition on that was flagged: nothing of them is left, in the pilot and in the run itself."""
+    replay, doubted = Again.replay, []
+
+    def doubtful(self):
+        replay(self)
+        if self.replays in (20, 140):  # of the pilot, and of what follows it
+            doubted.append(self.replays)
+            for result in self.results[:-1]:
+                result.mul_(float("nan"))
+            self.results[-1].fill_(True)
+        elif self.replays == 21 and fails:
+            raise ValueError("of NaN")
+
+    monkeypatch.setattr(Again, "replay", doubtful)
+    check_same(monkeypatch, lambda: ais(*of_oracle(Chain(8)), num_temperatures=30, step_size=None))
+    assert doubted
+
+
+def test_a_doubt_that_nobody_asks_for_would_be_seen(notes, recorders, monkeypatch):
+    replay = Again.replay
+
+    def doubtful(self):
+        replay(self)
+        if self.replays == 20:
+            self.results[0].add_(1.0)
+            self.results[-1].fill_(True)
+
+    monkeypatch.setattr(Again, "replay", doubtful)
+    monkeypatch.setattr(flat_density.DensityGraphs, "doubted", lambda self: False)
+    with pytest.raises(AssertionError):
+        check_same(monkeypatch, lambda: ais(*of_oracle(Chain(8)), num_temperatures=30, step_size=None))
 
 
 def test_a_stale_buffer_is_seen(notes, recorders, monkeypatch):

@@ -59,7 +59,11 @@ def test_an_oracle_draws_on_a_stream_of_its_own_wherever_its_rows_lie(oracle, lg
     first = oracle(lg.model, None, lg.x).log_px
     assert all(map(torch.equal, random_states(lg.x.device), before))
     torch.randn(3), torch.randn(3, device=lg.x.device)
-    assert torch.equal(oracle(lg.model, None, lg.x).log_px, first)
+    again = oracle(lg.model, None, lg.x).log_px
+    if lg.x.is_cuda:  # sums by index go in any order there
+        close(again, first, 1e-12)
+    else:
+        assert torch.equal(again, first)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

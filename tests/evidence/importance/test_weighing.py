@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -31,7 +32,8 @@ from pyro_vae.common import flat_program, torch_private
 from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.inductor import compiler
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.evidence.importance import estimator, sampler, weighing
+from pyro_vae.evidence.importance import block_layout, estimator, sampler, weighing
+from pyro_vae.evidence.importance.accumulator import RowBlock
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs import flat_evaluation
@@ -418,15 +420,15 @@ def test_one_thing_is_read_back_for_a_group_of_blocks(monkeypatch):
             depends.append(str(why))
             return operation(*args, **kwargs)
 
-    fill = sampler.Sampler.fill
+    filling = sampler.Sampler.filling
 
     def watched(self, sums, problem, particles):
         self.graph(sums, problem, 0)  # made before
         with Reads() as reads, torch_private.dispatching(note):
-            fill(self, sums, problem, particles)
+            yield from filling(self, sums, problem, particles)
         counted.append(reads.count)
 
-    monkeypatch.setattr(sampler.Sampler, "fill", watched)
+    monkeypatch.setattr(sampler.Sampler, "filling", watched)
     o = Chain(128)
     log_likelihood(o.model, o.guide, o.x, num_samples=64 * 100, engine="trace", proposal=defensive(0.25))
     # two groups of up to 64 blocks a block of rows, and the programs' own reads for the guide's ELBO, whose draws are few
@@ -469,7 +471,7 @@ def test_larger_blocks_are_part_of_the_evidence(monkeypatch, tmp_path):
     run = partial(log_likelihood, o.model, o.guide, o.x, num_samples=700)
     small = run()
     with monkeypatch.context() as on_gpu:
-        on_gpu.setattr(estimator, "pairs_on", lambda *_: 64 * 256)
+        on_gpu.setattr(estimator, "layout_on", lambda *_: (64, 64 * 256))
         whole, some = run(), run(num_samples=300)
         assert same(run(engine="trace"), whole)
         save_evidence(some, tmp_path / "some")
@@ -481,8 +483,40 @@ def test_larger_blocks_are_part_of_the_evidence(monkeypatch, tmp_path):
         Evidence.merge([some, run(particles=range(300, 700))])
 
 
-def test_what_a_graph_doubts_is_weighed_by_the_programs_and_the_rest_counts_once():
+def test_a_gpus_blocks_of_rows_are_the_evidences_too(monkeypatch, tmp_path):
+    """As on a GPU: 256 rows and 20 particles at a time."""
+    o = Chain(300)
+    run = partial(log_likelihood, o.model, o.guide, o.x, num_samples=70)
+    small = run()
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(block_layout, "layout_on", layout := lambda *_: (256, 256 * 20))
+        on_gpu.setattr(estimator, "layout_on", layout)
+        whole, some = run(), run(num_samples=40)
+        parts = [run(rows=range(256)), run(rows=range(256, 300))]
+        with pytest.raises(UsageError, match="start at a multiple of 256"):
+            run(rows=range(64, 300))
+        save_evidence(some, tmp_path / "some")
+    assert [len(b.rows) for b in whole.row_blocks] == [256, 44] and same(Evidence.merge(parts), whole)
+    assert (small.log_px - whole.log_px).abs().max() < 8 * math.hypot(small.mc_se.max(), whole.mc_se.max())
+    assert same(run(resume=load_evidence(tmp_path / "some")), whole)  # on a CPU
+    with pytest.raises(UsageError, match="blocks of 5120 and of 4096"):
+        Evidence.merge([whole, run(rows=range(64))])
+    with pytest.raises(UsageError):
+        Evidence.merge([whole, run(rows=range(64, 128))])
+
+
+@pytest.mark.parametrize(("rows", "size"), [(40, 64), (64, 64), (65, 256), (300, 256)])
+def test_evidence_goes_on_in_blocks_of_as_many_rows(rows, size):
+    blocks = [RowBlock(range(start, min(start + size, rows)), 10) for start in range(0, rows, size)]
+    found, _ = block_layout.layout_on(torch.device("cpu"), 10, SimpleNamespace(row_blocks=blocks), "block")
+    assert found == size and block_layout.layout_on(torch.device("cuda"), 5000, None, "block") == (256, 256 * 1000)
+    assert block_layout.layout_on(torch.device("cpu"), 5000, None, "block") == (64, 4096)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["at once", "a block later"])
+def test_what_a_graph_doubts_is_weighed_by_the_programs_and_the_rest_counts_once(behind, monkeypatch):
     """Draws that are seldom far out have another density there, which the graph leaves to the programs."""
+    monkeypatch.setattr(sampler, "computes_behind", lambda device: behind)  # as on a GPU
 
     def model(x):
         with pyro.plate("data", len(x)):

@@ -1,0 +1,81 @@
+"""A ReLU at 0, which rounding puts on one side in eager's step and on the other in a graph's, is no other step."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from pyro_vae import binarize
+from pyro_vae import fit as fit_
+from pyro_vae.training.engines.traced import TracedEngine
+from pyro_vae.training.engines.verify import is_kink, parts_of_rows
+from tests.helpers.small import small_vae
+from tests.training.engines.test_whole_steps import grey, on_device  # noqa: F401 (a fixture)
+
+fit = partial(fit_, verbose=False, epochs=4, batch_size=8, seed=5)
+EACH, ONE, LOSS = "each row's gradient", "one row's gradient", "one row's loss"
+
+
+def with_kinks():
+    """Rows of which one in six is all 1: some in almost every batch, and none in some half or quarter of it."""
+    x = grey().round()
+    x[(x == 1).all(1)] = 0.0
+    x[::6] = 1.0
+    return x
+
+
+@pytest.fixture
+def kinks(monkeypatch):
+    """Have eager's step differ, from the second epoch on."""
+    met = []
+
+    def use(what):
+        run, began = TracedEngine.run_eager, []
+
+        def with_kink(self, batch):
+            loss, gradients = run(self, batch)
+            met.append(began and (batch[0] == 1).all(1).any())
+            if began and (what == EACH or (batch[0] == 1).all(1).any()):
+                if what == LOSS:
+                    return loss * 1.01, gradients
+                for p in self.step.parameters:
+                    p.grad = p.grad * 1.01
+            return loss, [p.grad for p in self.step.parameters]
+
+        monkeypatch.setattr(TracedEngine, "run_eager", with_kink)
+        return began.append
+
+    yield use
+    assert any(met)
+
+
+@pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
+@pytest.mark.parametrize("engine", ["trace", "graph"])
+def test_a_graph_stays_where_rows_alone_differ(engine, what, stays, on_device, kinks):  # noqa: F811
+    x = with_kinks()
+    if engine == "graph":
+        on_device()
+    run = fit(small_vae(seed=0).double(), x, engine=engine, transform=binarize, on_epoch=kinks(what))
+    refused = "traced anew" in run.engine or "eager from here on" in run.engine or "no whole steps" in run.engine
+    assert refused != stays, run.engine
+
+
+def test_the_run_is_the_one_without_kinks(on_device, kinks):  # noqa: F811
+    """Looks at other rows leave nothing behind: neither weights, nor noise, nor the order."""
+    x = with_kinks()
+    weights = []
+    for began in (lambda record: None, kinks(ONE)):
+        on_device()
+        vae = small_vae(seed=0).double()
+        run = fit(vae, x[:-3], engine="graph", transform=binarize, on_epoch=began)  # an uneven batch would be eager's
+        weights.append([p.clone() for p in vae.parameters()])
+        assert "traced anew" not in run.engine
+    assert all(map(torch.equal, *weights))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 13])
+def test_parts_are_of_as_many_rows_and_leave_each_out(rows):
+    parts = list(parts_of_rows(rows))
+    assert all(len(part) == rows and len(set(part.tolist())) < rows for part in parts)
+    assert rows == 1 or all(any(row not in part.tolist() for part in parts) for row in range(rows))
+    assert is_kink("its gradient is off by 0.1 of eager's") and not is_kink("its loss is 1") and not is_kink(None)
