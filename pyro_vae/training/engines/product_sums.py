@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PANEL = 400_000  # numbers, of which as many times lie in a processor's cache as the tree is deep
+PANEL = 300_000  # numbers, of which as many times lie in a processor's cache as the tree is deep
 
 
 @cache
@@ -61,7 +61,7 @@ def panels(p: int, q: int) -> int:
 
     Example:
         >>> panels(40, 2000), panels(2000, 784), panels(3, 10**6)
-        (1, 4, 1)
+        (1, 6, 1)
     """
     return max(1, min(-(-p * q // PANEL), p // 2 if q > 1 else 1))
 
