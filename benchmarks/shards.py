@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.shards                  # a table; --out FILE appends it
     OMP_NUM_THREADS=1 python -m benchmarks.shards --by-hand        # the arithmetic alone, the least that shards can cost
+    OMP_NUM_THREADS=1 python -m benchmarks.shards --products       # the weights' gradients alone, as one graph sums them
     OMP_NUM_THREADS=1 python -m benchmarks.shards --exchange       # two processes, over gloo on this machine
 
 The first times steps in CPU seconds of the process, which other work on the machine does not use up, in turns: S = 1, 2, 4,
@@ -102,6 +103,38 @@ def by_hand(turns: int) -> list[str]:
     return lines
 
 
+def products(turns: int) -> list[str]:
+    """Time the gradients of the large weights alone: one product of all rows, of each of 8 parts, and these added up."""
+    import torch
+
+    from pyro_vae.training.engines.product_sums import by_panels
+
+    lines = ["| gradient | rows | one product, ms | of 8 parts | and added up |", "|---|---|---|---|---|"]
+    for batch in (512, 1024):
+        for p, q in ((2000, PIXELS), (PIXELS, 2000)):
+            a, b, out = torch.rand(8, batch // 8, p), torch.rand(8, batch // 8, q), torch.empty(p, q)
+
+            def each(a: Any = a, b: Any = b, out: Any = out) -> None:
+                for x, y in zip(a, b, strict=True):
+                    torch.mm(x.T, y, out=out)
+
+            def one(a: Any = a, b: Any = b) -> None:
+                a.flatten(0, 1).T @ b.flatten(0, 1)
+
+            def added(a: Any = a, b: Any = b) -> None:
+                by_panels(a, b)
+
+            best = [float("inf")] * 3
+            for _ in range(10 * turns):
+                for i, function in enumerate((one, each, added)):
+                    start = time.process_time()
+                    function()
+                    best[i] = min(best[i], time.process_time() - start)
+            ratios = " | ".join(f"{value / best[0]:.2f}" for value in best[1:])
+            lines.append(f"| {p} × {q} | {batch} | {1e3 * best[0]:.1f} | {ratios} |")
+    return lines
+
+
 def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     """Train in this rank, and print what a step took and what of it the exchange did."""
     from pyro_vae.common.processes import joined
@@ -164,14 +197,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--exchange", action="store_true", help="two processes")
     parser.add_argument("--by-hand", action="store_true", help="the arithmetic alone, in plain torch")
+    parser.add_argument("--products", action="store_true", help="the weights' gradients alone")
     parser.add_argument("--rank", action="store_true", help="be one of them")
     parser.add_argument("--out", type=Path, help="Markdown file that the result is added to")
     options = parser.parse_args()
     if options.rank:
         exchange_of_rank(*CASES[-1], options.engine)
         return
-    if options.by_hand:
-        lines = by_hand(options.turns)
+    if options.by_hand or options.products:
+        lines = (by_hand if options.by_hand else products)(options.turns)
     else:
         lines = exchange(options.engine) if options.exchange else costs(options.engine, options.turns)
     import torch

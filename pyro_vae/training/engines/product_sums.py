@@ -1,20 +1,20 @@
 """Σ aᵢᵀ bᵢ over the parts of a batch, as a binary tree, in the processor's cache: the gradient of a weight matrix.
 
 A weight matrix may have so many more numbers than a part has rows to sum over that to write each part's gradient, and to read
-it again for the sum, takes longer than the products do. Here the tree is that of one tile of the matrix after the other.
+it again for the sum, takes longer than the products do. Here the tree is that of one panel of rows after the other: rows that
+lie one behind the other in memory, and take fewer, larger products than square tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-TILE = 400 * 400  # numbers, of which as many times lie in a processor's cache as the tree is deep
+PANEL = 300_000  # numbers, of which as many times lie in a processor's cache as the tree is deep
 
 
 @cache
@@ -22,7 +22,7 @@ def sum_of_products() -> Any:
     """Register the sum as an operation on ``(S, m, p)`` and ``(S, m, q)`` that a compiler leaves as it is."""
     library = torch.library.Library("pyro_vae", "FRAGMENT")
     library.define("sum_of_products(Tensor a, Tensor b) -> Tensor", tags=(torch.Tag.flexible_layout,))
-    library.impl("sum_of_products", tiled, "CPU")
+    library.impl("sum_of_products", by_panels, "CPU")
     library.impl("sum_of_products", lambda a, b: a.new_empty(a.shape[2], b.shape[2]), "Meta")
     KEPT.append(library)  # what it registers is gone with it
     return torch.ops.pyro_vae.sum_of_products.default
@@ -31,7 +31,7 @@ def sum_of_products() -> Any:
 KEPT: list[Any] = []
 
 
-def tiled(a: Tensor, b: Tensor) -> Tensor:
+def by_panels(a: Tensor, b: Tensor) -> Tensor:
     """Sum aᵢᵀ bᵢ as the binary tree of :class:`~pyro_vae.training.gradient_tree.TreeSum` does.
 
     Args:
@@ -41,32 +41,29 @@ def tiled(a: Tensor, b: Tensor) -> Tensor:
         ``(p, q)``.
 
     Example:
-        >>> a, b = torch.randn(4, 32, 300), torch.randn(4, 32, 1000)
+        >>> a, b = torch.randn(4, 32, 1000), torch.randn(4, 32, 700)
         >>> c = [x.T @ y for x, y in zip(a, b)]
-        >>> torch.equal(tiled(a, b), (c[0] + c[1]) + (c[2] + c[3]))
+        >>> torch.equal(by_panels(a, b), (c[0] + c[1]) + (c[2] + c[3]))
         True
     """
     p, q = a.shape[2], b.shape[2]
-    total = a.new_empty(p, q)
-    rows, columns = (p, q) if min(p, q) == 1 else tile_of(p, q)
-    spare = [total.new_empty(rows, columns) for _ in range(len(a).bit_length() - 1)]
-    lefts = [a[:, :, start : start + rows].mT.unbind() for start in range(0, p, rows)]
-    rights = [b[:, :, start : start + columns].unbind() for start in range(0, q, columns)]
-    for left, outs in zip(lefts, total.split(rows), strict=True):
-        for right, out in zip(rights, outs.split(columns, 1), strict=True):
-            add_up(left, right, out, [held[: out.shape[0], : out.shape[1]] for held in spare])
+    total, count = a.new_empty(p, q), panels(p, q)
+    outs = total.tensor_split(count)
+    spare = [torch.empty_like(outs[0]) for _ in range(len(a).bit_length() - 1)]
+    right = b.unbind()
+    for left, out in zip(a.tensor_split(count, 2), outs, strict=True):
+        add_up(left.mT.unbind(), right, out, [held[: len(out)] for held in spare])
     return total
 
 
-def tile_of(p: int, q: int) -> tuple[int, int]:
-    """Choose rows and columns of a tile, as square as the matrix lets it be.
+def panels(p: int, q: int) -> int:
+    """Count the panels of a matrix: none of one row alone, as a product with a vector is rounded otherwise.
 
     Example:
-        >>> tile_of(40, 2000), tile_of(2000, 784), tile_of(784, 20)
-        ((40, 2000), (400, 400), (784, 20))
+        >>> panels(40, 2000), panels(2000, 784), panels(3, 10**6)
+        (1, 6, 1)
     """
-    rows = min(p, max(isqrt(TILE), TILE // q))
-    return rows, min(q, max(1, TILE // rows))
+    return max(1, min(-(-p * q // PANEL), p // 2 if q > 1 else 1))
 
 
 def add_up(a: Sequence[Tensor], b: Sequence[Tensor], out: Tensor, spare: Sequence[Tensor]) -> None:
