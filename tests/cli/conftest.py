@@ -8,11 +8,13 @@ import pytest
 from pyro_vae.cli.main import main
 from tests.helpers.command_line import small
 from tests.helpers.pictures import without_rendering
+from tests.helpers.pilots import short_pilots
 
 
 @pytest.fixture(autouse=True)
 def quick(request, monkeypatch):
-    """No picture is rendered, but in tests marked `rendered`."""
+    """Annealing has short pilots, and no picture is rendered, but in tests marked `rendered`."""
+    short_pilots(monkeypatch)
     if request.node.get_closest_marker("rendered") is None:
         without_rendering(monkeypatch)
 
