@@ -100,14 +100,16 @@ def mapped_files(tensors: Iterable[Tensor]) -> tuple[MappedFile, ...]:
 def paths_at(addresses: set[int]) -> list[Path]:
     """Name the files that are mapped at some addresses."""
     paths: list[Path] = []
+    low, high = min(addresses, default=0), max(addresses, default=0)
     with suppress(OSError):
         for line in MAPPINGS.read_bytes().splitlines() if addresses else []:
-            span, *_, name = line.split(maxsplit=5)
-            if not name.startswith(b"/"):
-                continue
-            start, _, stop = span.partition(b"-")
+            first, _, last = line[: line.index(b" ")].partition(b"-")
+            start, stop = int(first, 16), int(last, 16)
+            if stop <= low or start > high or not any(start <= a < stop for a in addresses):
+                continue  # most of thousands of lines, at each evaluation: their paths are not looked at
+            *_, name = line.split(maxsplit=5)
             path = os.fsdecode(name.replace(b"\\012", b"\n"))
-            if any(int(start, 16) <= a < int(stop, 16) for a in addresses) and not path.endswith(GONE):
+            if name.startswith(b"/") and not path.endswith(GONE):
                 paths.append(Path(path))
     return paths
 

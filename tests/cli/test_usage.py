@@ -1,13 +1,15 @@
 """What a newcomer types: suggestions, config files, names of parts."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from pyro_vae.cli.main import app, main
 from pyro_vae.errors import UsageError
-from pyro_vae.runs import folder
+from pyro_vae.runs import folder, marginal_baseline
+from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.config import Config
 from tests.helpers.environment import HEAVY
 
@@ -101,6 +103,8 @@ def test_config_round_trip_and_refusals():
 
 def test_demo_replaces_only_a_demo(run, capsys, monkeypatch):
     monkeypatch.setattr("pyro_vae.cli.commands.DEMO", Config(epochs=1, hidden=(8,), latent_dim=2, batch_size=512))
+    few = partial(bracket_run, num_temperatures=5, num_chains=4)
+    monkeypatch.setattr("pyro_vae.cli.commands.bracket_run", few)
     assert main(["demo", "--run", str(run), "--num-samples", "5"]) == 4
     other = run.parent / "demo"
     for _ in range(2 if HEAVY else 1):  # the README's command and the main job of CI replace one another
@@ -125,7 +129,8 @@ def test_help_names_every_command(capsys):
     ],
     ids=lambda options: " ".join(options[:4]),
 )
-def test_named_parts_train_and_come_back_from_the_folder(train, tmp_path, device, options):
+def test_named_parts_train_and_come_back_from_the_folder(train, tmp_path, device, options, monkeypatch):
+    monkeypatch.setattr(marginal_baseline, "fit_marginal", partial(marginal_baseline.fit_marginal, steps=30))
     assert train("run", "--latent-dim", "3", *options) == 0
     first = folder.read_json(tmp_path / "run" / "evidence.json")
     assert main(["evaluate", str(tmp_path / "run"), "--num-samples", "20", "--device", str(device)]) == 0

@@ -1,8 +1,5 @@
 """Data sets by name: digits, their split and digest; unknown names and options."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -105,8 +102,3 @@ def test_unusable_options():
         load("digits", binarization="sometimes")
     with pytest.raises(UsageError, match="seed -1"):
         load("digits", seed=-1)
-
-
-def test_importing_brings_in_neither_torchvision_nor_sklearn():
-    code = "import sys, pyro_vae.data; print({'torchvision', 'sklearn'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

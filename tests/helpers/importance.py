@@ -76,7 +76,7 @@ def check_within_errors(evidence, exact):
     assert off.mean().abs() < 4 * evidence.mc_se.square().sum().sqrt() / len(off) + 1e-9
 
 
-def check_unbiased(model, guide, x, exact, proposal=GUIDE, k=20, repeats=20, **options):
+def check_unbiased(model, guide, x, exact, proposal=GUIDE, k=20, repeats=15, **options):
     """Mean of p̂ / p over rows and repeats is 1 within 4 standard errors, sd / √(rows · repeats)."""
     runs = [
         log_likelihood(model, guide, x, num_samples=k, proposal=proposal, seed=s, **options) for s in range(repeats)

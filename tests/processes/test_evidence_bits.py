@@ -204,22 +204,24 @@ def refusals(here):
 
 
 def run_cases(folder, *names):
-    """Run in each rank: all cases by all ranks, and by each alone; the bits are compared on each."""
+    """Run in each rank: all cases by all ranks, whose results agree, and by one of them alone, in turn: the same bits."""
     with joined("cpu", timeout=60) as here:
         row_block_rounds.COLLECT = 0.05  # seconds: several exchanges in each
         odd, idle = [], []
         chosen = {name: case for name, case in cases().items() if not names or name in names}
-        for name, case in chosen.items():
+        for i, (name, case) in enumerate(chosen.items()):
             pyro.clear_param_store()
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 together = plain(case())
             idle += [name for w in told if w.category is IdleProcessesWarning]
+            agree(f"the result of {name}", together)
+            if i % here.world != here.rank:
+                continue
             with by_itself():
                 assert sharing() == Processes()
                 alone = plain(case())
             odd += [name] if json.dumps(together) != json.dumps(alone) else []
-            agree(f"the result of {name}", together)
         if here.world == 2:
             refusals(here)
         Path(folder, f"{here.rank}.json").write_text(json.dumps([odd, idle]))

@@ -21,13 +21,13 @@ from .launch import launch, start_function, wait
 HERE = "tests.processes.test_evidence_runs"
 TIMES = ("seconds", "time", "machine", "sha256", "csv_sha256", "date")
 FEW = ("--num-samples", "100", "--device", "cpu")
-ANNEALED = ("--num-temperatures", "3", "--num-chains", "7", "--chunk-size", "3")  # chains of a row in parts
+ANNEALED = ("--num-temperatures", "3", "--num-chains", "4", "--chunk-size", "3")  # chains of a row in parts
 COMMANDS = [
     ("evaluate", "RUN", *FEW),
     ("evaluate", "RUN", *FEW, "--split", "validation", "--proposal", "widened", "--seed", "3"),
     ("evaluate", "RUN", *FEW, "--rows", "70", "--out", "OUT"),
-    ("evaluate", "RUN", "--device", "cpu", "--rows", "2", "--method", "annealing", *ANNEALED),
-    ("bracket", "RUN", "--rows", "9", "--num-temperatures", "3", "--num-chains", "10", "--chunk-size", "40"),
+    ("evaluate", "RUN", "--device", "cpu", "--rows", "1", "--method", "annealing", *ANNEALED),
+    ("bracket", "RUN", "--rows", "5", "--num-temperatures", "3", "--num-chains", "8", "--chunk-size", "24"),
     ("gaps", "RUN", "--rows", "9", "--steps", "5", "--chunk-size", "256"),
     ("show", "RUN"),
     ("sample", "RUN", "--num-samples", "3"),

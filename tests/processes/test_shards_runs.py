@@ -20,6 +20,7 @@ from pyro_vae.runs.replay_divergence import read_capsule, replay_step
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
 from tests.helpers.environment import HEAVY
+from tests.helpers.pictures import without_rendering
 
 from .launch import start, wait
 
@@ -31,7 +32,15 @@ FLAGS = [
     *("--data", "digits", "--binarization", "dynamic", "--hidden", "16", "--latent-dim", "4", "--epochs", "8"),
     *("--batch-size", "128", "--shards", "8", "--seed", "3", "--kl", "beta", "--kl.beta", "2", "--kl.schedule", "constant"),
 ]  # fmt: skip
-COMMAND = [sys.executable, "-m", "pyro_vae", "train", "--num-samples", "10", "--device", "cpu"]
+QUICK = """
+import sys
+from types import SimpleNamespace
+from pyro_vae.cli.main import main
+from tests.helpers.pictures import without_rendering
+without_rendering(SimpleNamespace(setattr=setattr))
+sys.exit(main(sys.argv[1:]))
+"""
+COMMAND = [sys.executable, "-c", QUICK, "train", "--num-samples", "10", "--device", "cpu"]
 OFTEN = ["--checkpoint-minutes", "0.0005"]
 
 
@@ -46,8 +55,16 @@ def left(path):
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """As in the processes that are started: the curve of log p(x) is part of the metrics that are compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_rendering(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, quick):
     """What one process leaves."""
     path = tmp_path_factory.mktemp("alone") / "run"
     train_run(CONFIG, path, num_samples=10, device="cpu")

@@ -104,8 +104,8 @@ NUMBERS = {
         log_likelihood(gaussian, g, X, num_samples=50, proposal=defensive(0.2), verbose=False).log_px
     ),
     "widened": lambda g: log_likelihood(gaussian, g, X, num_samples=50, proposal=widened(1.5), verbose=False).log_px,
-    "ais": lambda g: ais(gaussian, g, X, start="guide", num_temperatures=3, num_chains=4, verbose=False).log_px,
-    "bracket": lambda g: bracket(gaussian, g, X, num_temperatures=3, num_chains=4, verbose=False).upper,
+    "ais": lambda g: ais(gaussian, g, X, start="guide", num_temperatures=3, num_chains=2, verbose=False).log_px,
+    "bracket": lambda g: bracket(gaussian, g, X, num_temperatures=3, num_chains=4, step_size=0.5).upper,
     "gaps": lambda g: gaps(gaussian, g, X, steps=5, verbose=False).best_elbo,
     "decompose": lambda g: decompose(gaussian, g, X, verbose=False).to_dict()["elbo"],
     "latents": lambda g: latents(gaussian, g, X).kl_per_unit,

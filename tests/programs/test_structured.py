@@ -66,7 +66,7 @@ NUMBERS = {
     "quadrature": lambda m, g, *x: quadrature(m, g, *x).log_px,
     "ais": lambda m, g, *x: ais(m, g, *x, num_temperatures=3, num_chains=2).log_px,
     "gaps": lambda m, g, *x: gaps(m, g, *x, num_samples=9, steps=2).log_px,
-    "bdmc": lambda m, g, *x: bdmc(m, g, *x, num_temperatures=3, num_chains=2).gap,
+    "bdmc": lambda m, g, *x: bdmc(m, g, *x, num_temperatures=3, num_chains=2, step_size=0.5).gap,
     "decompose": lambda m, g, *x: torch.tensor(decompose(m, g, *x, num_samples=3).kl.value),
     "latents": lambda m, g, *x: latents(m, g, *x, num_samples=3).kl_per_unit,
 }

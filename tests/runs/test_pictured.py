@@ -16,6 +16,7 @@ from pyro_vae.runs.config import Config
 from pyro_vae.runs.pictured import CLASSES, pictured_samples, typical
 from pyro_vae.runs.training_job import prepare
 
+pytestmark = pytest.mark.rendered
 LOGITS = torch.tensor([[[0.0, 2.0, 1.0], [5.0, 0.0, 0.0]]])
 
 

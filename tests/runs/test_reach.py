@@ -29,7 +29,7 @@ from tests.helpers import hostile
 from tests.helpers.environment import HEAVY
 from tests.helpers.run_folders import train_small
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.rendered]
 OPENED, WATCHED = [], []
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 MAKING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree")

@@ -28,7 +28,7 @@ from pyro_vae.runs.report.verdict import judge
 from pyro_vae.runs.train_run import train_run
 from tests.helpers.run_folders import train_small
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.rendered]
 NASTY = '<img src=x onerror=alert(1)>[red]\x1b[31m\u202e"&'
 FETCHES = {
     "src",

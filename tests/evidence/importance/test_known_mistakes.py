@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pyro.distributions as dist
 import pytest
@@ -157,9 +158,15 @@ BROKEN = [  # where, what, the mistake, what it is tried on
 ]
 
 
+@cache
+def passes_unbroken(case):
+    """Check the first of the cases that are tried on the same, once for all of them."""
+    passes(**BROKEN[case][-1])
+
+
 @pytest.mark.parametrize(("where", "what", "mistake", "tried"), BROKEN)
 def test_what_is_wrong_fails(monkeypatch, where, what, mistake, tried):
-    passes(**tried)
+    passes_unbroken([t for *_, t in BROKEN].index(tried))
     monkeypatch.setattr(where, what, mistake)
     with pytest.raises(AssertionError):
         passes(**tried)

@@ -13,7 +13,7 @@ from tests.helpers.bits import same
 from tests.helpers.environment import HEAVY
 from tests.helpers.importance import Chain, log_likelihood, of_weights
 
-REPETITIONS = 1500 if HEAVY else 200
+REPETITIONS = 1500 if HEAVY else 120
 X = torch.tensor([1.0], dtype=torch.float64)
 EXACT = dist.Normal(torch.zeros((), dtype=torch.float64), 2**0.5).log_prob(X)
 

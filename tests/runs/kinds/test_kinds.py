@@ -27,7 +27,7 @@ from pyro_vae.runs.load import open_data
 from pyro_vae.runs.registry import build, kind_of, objective_of, resolved
 from tests.helpers.environment import HEAVY
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.rendered]
 NAN = float("nan")
 
 

@@ -1,0 +1,14 @@
+"""What tests of this folder start from."""
+
+import pytest
+
+from tests.helpers.pictures import without_rendering
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(request):
+    """No picture is rendered, but in files marked `rendered`; for the fixtures of a file, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("rendered") is None:
+            without_rendering(patch)
+        yield
