@@ -60,6 +60,14 @@ def test_a_graph_stays_where_rows_alone_differ(engine, what, stays, on_device, k
     assert refused != stays, run.engine
 
 
+@pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
+def test_so_it_does_in_single_steps(what, stays, kinks):
+    """Under an optimizer that no whole step holds: that step has eager's gradient."""
+    sgd = partial(torch.optim.SGD, lr=1e-3)
+    run = fit(small_vae(seed=0).double(), with_kinks(), engine="trace", optimizer=sgd, on_epoch=kinks(what))
+    assert ("traced anew" in run.engine or "eager from here on" in run.engine) != stays, run.engine
+
+
 def test_the_run_is_the_one_without_kinks(on_device, kinks):  # noqa: F811
     """Looks at other rows leave nothing behind: neither weights, nor noise, nor the order."""
     x = with_kinks()
