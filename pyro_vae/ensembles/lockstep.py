@@ -125,8 +125,10 @@ class Lockstep:
             if batch[0].shape[1] == self.data.batch_size:
                 if checked:
                     together.check(split(batch), checked)
-                self.accelerate(batch)
                 together.draw(noise)
+                self.accelerate(
+                    batch
+                )  # on that noise: on what an empty tensor holds, no step may be finite and all alike
                 together(batch, row, self.steps + 1)
             else:
                 together.one_by_one(split(batch), row, noise)
