@@ -13,6 +13,7 @@ from pyro_vae.common import torch_private
 from pyro_vae.common.flat_program import FlatProgram, Untraceable
 from pyro_vae.common.notes import Notes
 from pyro_vae.common.random import random_states, restore_states
+from pyro_vae.errors import DeviceLostError
 from pyro_vae.programs.determinism import identical
 from pyro_vae.programs.flat_evaluation import flat_evaluation
 from pyro_vae.programs.problem import Problem
@@ -108,6 +109,8 @@ class DensityGraphs:
         self.reads = False
         try:
             made = run()
+        except DeviceLostError:  # nothing can be asked of it
+            raise
         except Exception:  # of numbers that were not to be trusted, maybe
             if not self.doubted():
                 raise

@@ -9,7 +9,7 @@ import torch
 
 from pyro_vae import MLP, normal, posteriors
 from pyro_vae.common.notes import Notes
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import DeviceLostError, ProgramError
 from pyro_vae.evidence.annealing import flat_density
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.bracket import bracket
@@ -217,6 +217,22 @@ def test_one_doubtful_transition_has_all_of_its_walk_made_again(fails, notes, re
     monkeypatch.setattr(Again, "replay", doubtful)
     check_same(monkeypatch, lambda: ais(*of_oracle(Chain(8)), num_temperatures=30, step_size=None))
     assert doubted
+
+
+def test_a_device_that_failed_is_asked_nothing():
+    class OfTheDevice:
+        def __bool__(self):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    graphs = flat_density.DensityGraphs(planned=0)
+
+    def run():
+        graphs.unread = OfTheDevice()
+        raise DeviceLostError("the device failed")
+
+    with pytest.raises(DeviceLostError):
+        graphs.trusted(run)
+    assert graphs.reads
 
 
 def test_a_doubt_that_nobody_asks_for_would_be_seen(notes, recorders, monkeypatch):
