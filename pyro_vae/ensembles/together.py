@@ -22,7 +22,7 @@ from pyro_vae.training.engines.noise_outside import (
     with_draws_as_inputs,
 )
 from pyro_vae.training.engines.scheduled_values import answers_hold
-from pyro_vae.training.engines.verify import close, disagreement, is_kink, parts_of_rows, replayed
+from pyro_vae.training.engines.verify import close, disagreement, is_kink, kink_alone, replayed
 
 from .adam import StackedAdam, along
 from .fused_step import FusedStep
@@ -129,13 +129,12 @@ class Together:
             Untraceable: they differ by more than rounding, or vmap does not take the graph.
         """
         found = self.difference(batches, which)
-        if found is not None and is_kink(found[1]):
-            for rows in parts_of_rows(len(batches[0][0])):
-                some = [tuple(a[rows.to(a.device)] for a in batch) for batch in batches]
-                if (again := self.difference(some, which)) is None or not is_kink(again[1]):
-                    found = again
-                    break
-        if found is not None:
+
+        def look(rows: Tensor) -> str | None:
+            other = self.difference([tuple(a[rows.to(a.device)] for a in batch) for batch in batches], which)
+            return other and other[1]
+
+        if found is not None and not (is_kink(found[1]) and kink_alone(len(batches[0][0]), look)):
             raise Untraceable(f"the step of seed {found[0]} among all is not the one that it makes alone: {found[1]}")
 
     def difference(self, batches: Sequence[Batch], which: Sequence[int] | None) -> tuple[int, str] | None:

@@ -14,7 +14,7 @@ from pyro_vae.training.training_state import PreStepSnapshot
 
 from .eager_reference import NextRows, OtherRows, eager_step
 from .traced import TracedEngine
-from .verify import Comparison, is_kink, parts_of_rows
+from .verify import GRADIENT, Comparison, kink_alone
 from .whole_step import WholeStep, inputs_of
 
 MOVES = "it moves parameters though the step is not finite"
@@ -60,15 +60,15 @@ class BesideEager:
         self, whole: WholeStep, order: NextRows, numbers: Sequence[Sequence[float]], before: PreStepSnapshot
     ) -> bool:
         """Return whether gradients differ by kinks of some rows alone: of other rows they do not; what moves is put back."""
-        rows, state, what = order.next_rows, order.generator.get_state(), None
+        rows, state = order.next_rows, order.generator.get_state()
         assert rows is not None
         before.restore()
-        for part in parts_of_rows(len(rows)):
+
+        def look(part: Tensor) -> str | None:
             generator = torch.Generator(order.generator.device)
             generator.set_state(state)
-            other = OtherRows(rows[part.to(rows.device)], generator)
-            loss, _, what = self.make_both(whole, other, numbers, before)
+            loss, _, what = self.make_both(whole, OtherRows(rows[part.to(rows.device)], generator), numbers, before)
             before.restore()
-            if loss is not None and not is_kink(what):
-                return what is None
-        return False
+            return GRADIENT if loss is None else what  # not finite, these rows say nothing
+
+        return kink_alone(len(rows), look)

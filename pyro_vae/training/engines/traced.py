@@ -25,7 +25,7 @@ from .parts_at_once import AtOnce
 from .scheduled_values import Answers, ScheduledValues, answers_hold
 from .step_parts import AGREED, ANEW, AS_TRACED, EAGER, StepParts
 from .trace_setting import kind_of, layout_of, setting_of, why_untraceable
-from .verify import close, disagreement, is_kink, parts_of_rows, replayed
+from .verify import close, disagreement, is_kink, kink_alone, replayed
 
 Accelerate = Callable[[FlatGraph, Sequence[Tensor]], Callable[..., Any]]
 ACCELERATORS: dict[str, Accelerate] = {"compile": compile_flat, "graph": record}
@@ -270,16 +270,16 @@ class TracedEngine(Engine):
         return self.trace_kind(key, kind_of(batch), batch)
 
     def kink_alone(self, flat: FlatGraph, batch: tuple[Tensor, ...]) -> bool:
-        """Return whether a graph's gradient differs by kinks of some rows alone: of other rows it does not."""
-        for rows in parts_of_rows(len(batch[0])):
+        """Return whether a graph's gradient differs by kinks of some rows alone; buffers and noise are as before."""
+
+        def look(rows: Tensor) -> str | None:
             some = tuple(a[rows.to(a.device)] for a in batch)
-            with replayed(self.buffers, batch[0].device):
+            with replayed(self.buffers, some[0].device):
                 eager = self.run_eager(some)
-            with replayed(self.buffers, batch[0].device):
-                what = disagreement(eager, flat(*some), self.rounded)[1]
-            if not is_kink(what):
-                return what is None
-        return False
+            with replayed(self.buffers, some[0].device):
+                return disagreement(eager, flat(*some), self.rounded)[1]
+
+        return kink_alone(len(batch[0]), look)
 
     def run_eager(self, batch: tuple[Tensor, ...]) -> Result:
         """Run the eager step, whatever another has left on the parameters."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,6 +68,19 @@ def parts_of_rows(rows: int) -> Iterator[Tensor]:
     for part in parts:
         if 0 < len(part) < rows:
             yield part.repeat(-(-rows // len(part)))[:rows]
+
+
+def kink_alone(rows: int, look: Callable[[Tensor], str | None]) -> bool:
+    """Return whether gradients differ by kinks of some rows alone: of other rows they do not.
+
+    Args:
+        rows: of a batch.
+        look: describes the disagreement on rows of these numbers.
+    """
+    for part in parts_of_rows(rows):
+        if not is_kink(what := look(part)):
+            return what is None
+    return False
 
 
 def relative(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
