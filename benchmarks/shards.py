@@ -107,9 +107,10 @@ def products(turns: int) -> list[str]:
     """Time the gradients of the large weights alone: one product of all rows, of each of 8 parts, and these added up."""
     import torch
 
-    from pyro_vae.training.engines.product_sums import by_panels
+    from pyro_vae.training.engines.product_sums import by_panels, by_tiles
 
-    lines = ["| gradient | rows | one product, ms | of 8 parts | and added up |", "|---|---|---|---|---|"]
+    head = "| gradient | rows | one product, ms | of 8 parts | added up by panels | by tiles |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for batch in (512, 1024):
         for p, q in ((2000, PIXELS), (PIXELS, 2000)):
             a, b, out = torch.rand(8, batch // 8, p), torch.rand(8, batch // 8, q), torch.empty(p, q)
@@ -121,12 +122,15 @@ def products(turns: int) -> list[str]:
             def one(a: Any = a, b: Any = b) -> None:
                 a.flatten(0, 1).T @ b.flatten(0, 1)
 
-            def added(a: Any = a, b: Any = b) -> None:
+            def panels(a: Any = a, b: Any = b) -> None:
                 by_panels(a, b)
 
-            best = [float("inf")] * 3
+            def tiles(a: Any = a, b: Any = b) -> None:
+                by_tiles(a, b)
+
+            best = [float("inf")] * 4
             for _ in range(10 * turns):
-                for i, function in enumerate((one, each, added)):
+                for i, function in enumerate((one, each, panels, tiles)):
                     start = time.process_time()
                     function()
                     best[i] = min(best[i], time.process_time() - start)

@@ -104,6 +104,7 @@ PATHS = (
     torch_private.MODE,
     torch_private.MAKE_FX,
     torch_private.SOURCES,
+    torch_private.CPP,
     torch_private.WRITTEN,
     torch_private.STORE,
     torch_private.COUNTERS,

@@ -56,6 +56,14 @@ def compile_flat(flat: FlatProgram, inputs: Sequence[Tensor]) -> Callable[..., A
         raise Untraceable(f"Inductor gave up: {type(error).__name__}: {what}") from error
 
 
+def compile_cpp(source: str) -> Any:
+    """Compile C++ against torch's libraries into Inductor's cache on disk, and load it; None where that cannot be."""
+    if compiler() is None:
+        return None
+    with as_found():
+        return copy_context().run(torch_private.load_cpp, source)
+
+
 def log1p(x: Tensor) -> Tensor:
     """log(1 + x) by one logarithm and what rounding 1 + x lost of x: to the last digits, eight times torch's vector code.
 

@@ -31,6 +31,7 @@ CACHING = (
     "torch._inductor.codegen.debug_utils.DebugPrinterManager",
 )
 WRITTEN = "torch._inductor.codecache.PyCodeCache"
+CPP = "torch._inductor.codecache.CppCodeCache"
 SOURCES = "torch.fx.graph_module._loader"
 MAKE_FX = "torch.fx.experimental.proxy_tensor.make_fx"  # no underscore, but as free to go
 STORE = "torch.distributed.distributed_c10d._get_default_store"
@@ -275,6 +276,16 @@ def products_timed() -> int | None:
     """Count the matrix products whose kernels this process has timed so far; None where torch does not tell."""
     counters: Any = find(COUNTERS)
     return None if counters is None else int(counters["inductor"]["select_algorithm_autotune"])
+
+
+def load_cpp(source: str) -> Any:
+    """Compile C++ into Inductor's cache, and load it from there; None where torch cannot, or the compiler gave up."""
+    try:
+        return find(CPP).load(
+            source, extra_flags=("-ftree-loop-vectorize",)
+        )  # which Inductor turns off, for its own loops
+    except Exception:  # the compiler's own errors are many
+        return None
 
 
 @contextmanager

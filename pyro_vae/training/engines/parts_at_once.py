@@ -78,7 +78,7 @@ class PartsAtOnce:
         for_parts(one, shapes, len(parts))
         buffers = [draw.buffer(len(parts)) for draw in draws]
         inputs = [*stacked(parts), *buffers]
-        program = traced(one, products, flat.state, inputs)
+        program = traced(one, products, flat.state, inputs, compiled=flat.run is not None)
         if flat.run is not None:
             program.run = compile_flat(program, inputs)
         return cls(flat.reached, draws, buffers, program)
@@ -239,11 +239,15 @@ def factors_of(node: Any) -> tuple[list[fx.Node], bool]:
 
 
 def traced(
-    one: fx.GraphModule, products: Sequence[tuple[bool, bool]], state: Sequence[Tensor], inputs: Sequence[Tensor]
+    one: fx.GraphModule,
+    products: Sequence[tuple[bool, bool]],
+    state: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    compiled: bool,
 ) -> FlatProgram:
     """Trace the graph of all parts from the graph of one, which returns factors of the gradients that are `products`."""
     over = torch.vmap(one.forward, in_dims=(*[0] * len(inputs), *[None] * len(state)), randomness="error")
-    summed = sum_of_products()
+    summed = sum_of_products(compiled)
 
     def all_parts(*given: Tensor) -> list[Tensor]:
         losses, *results = over(*given, *state)

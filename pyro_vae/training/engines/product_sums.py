@@ -1,34 +1,100 @@
 """Σ aᵢᵀ bᵢ over the parts of a batch, as a binary tree, in the processor's cache: the gradient of a weight matrix.
 
 A weight matrix may have so many more numbers than a part has rows to sum over that to write each part's gradient, and to read
-it again for the sum, takes longer than the products do. Here the tree is that of one panel of rows after the other: rows that
-lie one behind the other in memory, and take fewer, larger products than square tiles.
+it again for the sum, takes longer than the products do. Here the tree is that of one piece of the matrix after the other:
+by tiles, in C++, where a graph is compiled, and all cores take some; else by panels of rows, in torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_vae.common.inductor import compile_cpp
+
+SOURCE = Path(__file__).with_suffix(".cpp")
 PANEL = 300_000  # numbers, of which as many times lie in a processor's cache as the tree is deep
+TILE = (256, 512)  # rows and columns at most: large enough for a product, small enough for a core's own cache
+ALIGNED = 16  # numbers: a vector register's
 
 
 @cache
-def sum_of_products() -> Any:
-    """Register the sum as an operation on ``(S, m, p)`` and ``(S, m, q)`` that a compiler leaves as it is."""
+def sum_of_products(compiled: bool) -> Any:
+    """Register the sum as an operation on ``(S, m, p)`` and ``(S, m, q)`` that a compiler leaves as it is.
+
+    Args:
+        compiled: by tiles, where a compiler makes that, and it has the bits of the panels; else by panels.
+    """
+    name = "sum_of_products" if compiled else "sum_by_panels"
     library = torch.library.Library("pyro_vae", "FRAGMENT")
-    library.define("sum_of_products(Tensor a, Tensor b) -> Tensor", tags=(torch.Tag.flexible_layout,))
-    library.impl("sum_of_products", by_panels, "CPU")
-    library.impl("sum_of_products", lambda a, b: a.new_empty(a.shape[2], b.shape[2]), "Meta")
+    library.define(f"{name}(Tensor a, Tensor b) -> Tensor", tags=(torch.Tag.flexible_layout,))
+    library.impl(name, by_tiles if compiled else by_panels, "CPU")
+    library.impl(name, lambda a, b: a.new_empty(a.shape[2], b.shape[2]), "Meta")
     KEPT.append(library)  # what it registers is gone with it
-    return torch.ops.pyro_vae.sum_of_products.default
+    return getattr(torch.ops.pyro_vae, name).default
 
 
 KEPT: list[Any] = []
+
+
+def by_tiles(a: Tensor, b: Tensor) -> Tensor:
+    """Sum aᵢᵀ bᵢ as :func:`by_panels` does, to its bits; by tiles where they have been seen to have them."""
+    run = kernels().get(a.dtype)
+    alike = run is not None and has_the_bits((*a.shape, b.shape[2]), a.dtype, torch.get_num_threads())
+    return run(a, b) if run is not None and alike else by_panels(a, b)
+
+
+@cache
+def has_the_bits(shape: tuple[int, ...], dtype: torch.dtype, threads: int) -> bool:
+    """Return whether sums by tiles have the bits of those by panels: by an example of ``(S, m, p, q)``.
+
+    A library may sum over many rows in other pieces where a product has fewer columns, or its threads share the rows out.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts, m, p, q = shape
+    a, b = (torch.randn(parts, m, n, dtype=dtype, generator=generator) for n in (p, q))
+    return torch.equal(kernels()[dtype](a, b), by_panels(a, b))
+
+
+@cache
+def kernels() -> dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]]:
+    """Compile the sums by tiles, for each type of numbers; none where there is no compiler, or torch's BLAS is hidden."""
+    library = compile_cpp(SOURCE.read_text(encoding="utf-8"))
+    if library is None:
+        return {}
+    return {torch.float32: called(library.sum_float32), torch.float64: called(library.sum_float64)}
+
+
+def called(function: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Give the compiled sum tensors."""
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] + [ctypes.c_int] * 5
+    function.restype = None
+
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        a, b = a.contiguous(), b.contiguous()
+        (parts, m, p), q = a.shape, b.shape[2]
+        out = a.new_empty(p, q)
+        function(a.data_ptr(), b.data_ptr(), out.data_ptr(), parts, m, p, q, piece(p, TILE[0]), piece(q, TILE[1]))
+        return out
+
+    return run
+
+
+def piece(size: int, largest: int) -> int:
+    """Cut a side of the matrix into equal pieces, but for the last: how long each is.
+
+    Example:
+        >>> piece(2000, 256), piece(784, 512), piece(20, 256)
+        (256, 400, 32)
+    """
+    count = -(-size // largest)
+    return -(-size // (count * ALIGNED)) * ALIGNED
 
 
 def by_panels(a: Tensor, b: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, bernoulli, dreg, fit, iwae, normal
+from pyro_vae.common import inductor
 from pyro_vae.common.inductor import compiler
 from pyro_vae.priors.vamp import VampPrior
 from pyro_vae.training.engines import part_products, parts_at_once, product_sums
 from pyro_vae.training.engines.part_products import same_bits
 from pyro_vae.training.engines.parts_at_once import AtOnce, side_by_side
-from pyro_vae.training.engines.product_sums import by_panels, panels
+from pyro_vae.training.engines.product_sums import by_panels, by_tiles, panels
 
 X = torch.rand(256, 64, generator=torch.Generator().manual_seed(1)).round()
 NEEDS_COMPILER = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -161,13 +162,61 @@ SHAPES = [(4, 20, 900, 500), (8, 16, 3, 700), (2, 8, 1, 40), (1, 8, 5, 6), (2, 4
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_sum_by_panels_has_the_bits_of_the_tree(shape):
+    a, b = factors(shape)
+    assert torch.equal(by_panels(a, b), tree(a, b))
+
+
+def factors(shape, dtype=torch.float32):
     count, rows, p, q = shape
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(count, rows, n, generator=generator) for n in (p, q))
-    tree = [x.T @ y for x, y in zip(a, b, strict=True)]
-    while len(tree) > 1:
-        tree = [x + y for x, y in zip(tree[::2], tree[1::2], strict=True)]
-    assert torch.equal(by_panels(a, b), tree[0])
+    return [torch.randn(count, rows, n, dtype=dtype, generator=generator) for n in (p, q)]
+
+
+def tree(a, b):
+    sums = [x.T @ y for x, y in zip(a, b, strict=True)]
+    while len(sums) > 1:
+        sums = [x + y for x, y in zip(sums[::2], sums[1::2], strict=True)]
+    return sums[0]
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(8, 16, 600, 1100), (4, 20, 257, 513), (2, 8, 30, 2), (1, 8, 300, 20)], ids=str)
+def test_a_sum_by_tiles_has_the_bits_of_the_tree(shape, dtype):
+    a, b = factors(shape, dtype)
+    assert product_sums.has_the_bits(shape, dtype, torch.get_num_threads())  # else the next line would be of panels
+    assert torch.equal(by_tiles(a, b), tree(a, b))
+    across = [t.mT.contiguous().mT for t in (a, b)]
+    assert torch.equal(by_tiles(*across), by_tiles(a, b))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_tiles_would_round_otherwise_is_summed_by_panels(shape, monkeypatch):
+    def in_order(a, b):
+        return sum(x.T @ y for x, y in zip(a[1:], b[1:], strict=True)) + a[0].T @ b[0]
+
+    a, b = factors(shape)
+    assert torch.equal(
+        by_tiles(a, b), tree(a, b)
+    )  # two of the shapes are vectors, which a BLAS sums by other functions
+    product_sums.has_the_bits.cache_clear()
+    monkeypatch.setattr(product_sums, "kernels", lambda: {torch.float32: in_order})
+    assert torch.equal(by_tiles(a, b), tree(a, b))
+    monkeypatch.setattr(product_sums, "kernels", dict)
+    assert torch.equal(by_tiles(a, b), tree(a, b))
+    product_sums.has_the_bits.cache_clear()
+
+
+@pytest.mark.parametrize("why", ["no compiler", "it gave up"])
+def test_without_a_compiler_there_are_no_tiles(why, monkeypatch):
+    if why == "no compiler":
+        monkeypatch.setattr(inductor, "compiler", lambda: None)
+        source = product_sums.SOURCE.read_text(encoding="utf-8")
+    else:
+        source = "this is no C++"
+    assert inductor.compile_cpp(source) is None
+    monkeypatch.setattr(product_sums, "compile_cpp", lambda source: None)
+    assert product_sums.kernels.__wrapped__() == {}
 
 
 @pytest.mark.parametrize("size", [(1, 9), (9000, 9000), (3, 10**6), (10**6, 3), (10**6, 1), (601, 1000)], ids=str)
