@@ -59,15 +59,12 @@ def seconds_a_step(hidden: int, batch: int, shards: int, engine: str, clock: Any
     return min((of[-1] - of[2]) / (len(of) - 3) for of in per_epoch[1:])  # an epoch's first step is checked
 
 
-def costs(engine: str, turns: int) -> list[str]:
+def costs(engine: str, turns: int, clock: Any) -> list[str]:
     """Time every case; return lines of a table."""
     several = " | ".join(f"S = {shards}" for shards in SHARDS[1:])
     lines = [f"| network ({engine}) | batch | S = 1, ms | {several} |", "|---|---|---|---|---|---|"]
     for hidden, batch in CASES:
-        timed = [
-            [seconds_a_step(hidden, batch, shards, engine, time.process_time) for shards in SHARDS]
-            for _ in range(turns)
-        ]
+        timed = [[seconds_a_step(hidden, batch, shards, engine, clock) for shards in SHARDS] for _ in range(turns)]
         one = statistics.median(of[0] for of in timed)
         ratios = [statistics.median(of[i] / of[0] for of in timed) for i in range(1, len(SHARDS))]
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
@@ -199,6 +196,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shards", description=__doc__)
     parser.add_argument("--engine", default="trace")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument(
+        "--wall", action="store_true", help="time by the wall clock: of several threads, on a quiet machine"
+    )
     parser.add_argument("--exchange", action="store_true", help="two processes")
     parser.add_argument("--by-hand", action="store_true", help="the arithmetic alone, in plain torch")
     parser.add_argument("--products", action="store_true", help="the weights' gradients alone")
@@ -211,7 +211,8 @@ def main() -> None:
     if options.by_hand or options.products:
         lines = (by_hand if options.by_hand else products)(options.turns)
     else:
-        lines = exchange(options.engine) if options.exchange else costs(options.engine, options.turns)
+        clock = time.perf_counter if options.wall else time.process_time
+        lines = exchange(options.engine) if options.exchange else costs(options.engine, options.turns, clock)
     import torch
 
     from pyro_vae.common.environment import machine
