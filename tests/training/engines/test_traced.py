@@ -51,6 +51,7 @@ from pyro_vae.training.step import Step
 from tests.helpers.engines import check_refused, check_same, noisy, plain, weights
 from tests.helpers.small import binary, small_vae
 
+pytestmark = pytest.mark.usefixtures("examined")
 fit = partial(fit, verbose=False, epochs=2, batch_size=8, seed=5)
 MLP8 = partial(MLP, hidden=(8,))
 
@@ -157,7 +158,7 @@ def annealed(objective, beta):
         vae = small_vae()
         moved = beta()
         pair = moved.pair(vae) if isinstance(moved, Beta) else vae
-        run = fit(pair, binary(20), objective=objective(moved), engine=engine, scheduled=[moved], epochs=4)
+        run = fit(pair, binary(20), objective=objective(moved), engine=engine, scheduled=[moved], batch_size=4)
         check.append((weights(vae), run))
     return check
 
