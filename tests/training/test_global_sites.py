@@ -22,8 +22,8 @@ QUICK = {"optimizer": adam(lr=0.05), "schedule": cosine, "verbose": False}
 
 @pytest.mark.parametrize(
     ("size", "epochs", "particles"),
-    [(10, 120, {}), (100, 60, AT_ONCE), (1000, 25, AT_ONCE)],
-    ids=["10, one by one", "100", "1000"],
+    [(10, 120, AT_ONCE), (100, 60, AT_ONCE), (1000, 25, {})],
+    ids=["10", "100", "1000, one by one"],
 )
 def test_mini_batches_reach_the_evidence_of_the_data_set(size, epochs, particles):
     x, pair = normal_rows(size), LearnedMean(sd=size**-0.5)
@@ -84,7 +84,7 @@ def test_an_autoguide_reaches_the_best_of_its_family(kind):
     y, c = oracle.args(60)
     guide = GlobalGuide(oracle.model, auto)
     objective = Trace_ELBO(num_particles=10, **AT_ONCE)
-    run = fit((oracle.model, guide), y, c, objective=objective, epochs=150, batch_size=20, **QUICK)
+    run = fit((oracle.model, guide), y, c, objective=objective, epochs=100, batch_size=20, **QUICK)
     record = run.history[-1]
     assert abs(record["elbo_data_set"] - best(oracle, y, c).item()) < 4 * record["elbo_data_set_se"] + 0.05
 
