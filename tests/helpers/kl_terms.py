@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_vae import Bound, elbo
+from pyro_vae.programs.vectorize_probe import ProbedOnce
 
 DOUBLE = torch.float64
 
@@ -20,6 +21,7 @@ class Rows:
         self.loc = torch.tensor(loc, dtype=DOUBLE).requires_grad_()
         self.scale = torch.tensor(scale, dtype=DOUBLE).requires_grad_()
         self.x = torch.linspace(-1, 1, len(loc), dtype=DOUBLE)
+        self.probed = ProbedOnce()  # for objectives that are many
 
     def prior(self):
         zero = torch.zeros(self.loc.shape[-1], dtype=DOUBLE)
@@ -41,12 +43,14 @@ class Rows:
 
     def per_row(self, objective, seed=3):
         torch.manual_seed(seed)
-        return objective.per_row(self.model, self.guide, self.x)
+        with self.probed:
+            return objective.per_row(self.model, self.guide, self.x)
 
     def draw(self, particles=1, bound=elbo, seed=3, **options):
         torch.manual_seed(seed)
         objective = Bound(bound, particles, **options)
-        return objective.draw(self.model, self.guide, (self.x,), {})
+        with self.probed:
+            return objective.draw(self.model, self.guide, (self.x,), {})
 
     def gradients(self, objective, pair=None, seed=3):
         self.loc.grad = self.scale.grad = None

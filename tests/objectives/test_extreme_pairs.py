@@ -1,7 +1,7 @@
 """Every estimator under every bound, on pairs whose weights are extreme: finite, and the model's is Σ_k F_k ∂ log p."""
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import mpmath as mp
 import pyro
@@ -27,6 +27,7 @@ from pyro_vae import (
     tvo,
     vimco,
 )
+from pyro_vae.programs.vectorize_probe import ProbedOnce
 from tests.helpers.exact_bounds import exact_slopes
 from tests.helpers.gradient_programs import ONE, decode, one_guide
 
@@ -45,6 +46,7 @@ every_case = pytest.mark.parametrize(("bound", "estimator"), CASES)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 ROWS, K = 5, 6
 DATA = torch.tensor([1.2, -0.4, 0.7], dtype=torch.float64)
+MASK = torch.tensor([True, False, True, False, True])
 
 
 def model(p, x, width):
@@ -58,6 +60,29 @@ def parameters(dtype):
     return {n: v.to(dtype).expand(ROWS, *v.shape).clone().requires_grad_() for n, v in ONE.items()}
 
 
+PROBED = ProbedOnce()  # each pair, whose bounds and estimators are many
+
+
+@lru_cache
+def pair_of(model, dtype, **options):
+    """Parameters and rows, and the programs on them."""
+    p = parameters(dtype)
+    return p, DATA.to(dtype).expand(ROWS, 3).clone(), (partial(model, p, **options), partial(one_guide, p))
+
+
+@lru_cache
+def masked_pair():
+    """The pair of width 0.3, without rows 1 and 3."""
+    p, _, programs = pair_of(model, torch.float64, width=0.3)
+    return p, tuple(poutine.mask(program, mask=MASK) for program in programs)
+
+
+@lru_cache
+def slopes_of(bound, log_w):
+    """F_k, from the log weights of one row in sixty digits."""
+    return [float(v) for v in exact_slopes(bound, [mp.mpf(v) for v in log_w])]
+
+
 def objective_of(bound, estimator):
     return Bound(bound, K // 2 if bound in (miwae, piwae) else K, estimator=estimator,
                  num_groups=2 if bound in (miwae, piwae) else None)  # fmt: skip
@@ -69,9 +94,9 @@ def objective_of(bound, estimator):
 def test_the_models_gradient(bound, estimator, width, dtype):
     """F_k in sixty digits, for the log weights that were drawn; ∂ log p as autograd has it, particle by particle."""
     torch.manual_seed(0)
-    p, x = parameters(dtype), DATA.to(dtype).expand(ROWS, 3).clone()
-    programs = partial(model, p, width=width), partial(one_guide, p)
-    value, surrogate, draw = objective_of(bound, estimator).estimate(*programs, (x,), {})
+    p, x, programs = pair_of(model, dtype, width=width)
+    with PROBED:
+        value, surrogate, draw = objective_of(bound, estimator).estimate(*programs, (x,), {})
     leaves = list(p.values())
     found = dict(
         zip(p, torch.autograd.grad(surrogate.sum(), leaves, retain_graph=True, allow_unused=True), strict=True)
@@ -79,8 +104,8 @@ def test_the_models_gradient(bound, estimator, width, dtype):
     assert value.isfinite().all() and all(g.isfinite().all() for g in found.values() if g is not None)
 
     log_w = draw.log_w.detach().reshape(-1, ROWS)
-    slopes = [exact_slopes(bound, [mp.mpf(v) for v in row]) for row in log_w.T.tolist()]
-    weights = torch.tensor([[float(v) for v in row] for row in slopes], dtype=torch.float64).T
+    slopes = [slopes_of(bound, tuple(row)) for row in log_w.T.tolist()]
+    weights = torch.tensor(slopes, dtype=torch.float64).T
     sizes = []
     decoder = [p["weight"], p["bias"]]
     truth = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in decoder]
@@ -99,22 +124,19 @@ def test_the_models_gradient(bound, estimator, width, dtype):
 @every_case
 def test_masked_rows_have_no_gradient_and_change_none(bound, estimator):
     """Rows 1 and 3 are masked, and their weights are extreme: exactly 0 there, and elsewhere what it is without a mask."""
-    mask = torch.tensor([True, False, True, False, True])
     x = DATA.expand(ROWS, 3).clone()
     x[1], x[3] = 1e8, -1e8
     grads = []
-    for masked in (True, False):
+    p, masked = masked_pair()
+    for programs in (masked, pair_of(model, torch.float64, width=0.3)[-1]):
         torch.manual_seed(0)
-        p = parameters(torch.float64)
-        programs = partial(model, p, width=0.3), partial(one_guide, p)
-        if masked:
-            programs = tuple(poutine.mask(program, mask=mask) for program in programs)
-        loss = objective_of(bound, estimator).differentiable_loss(*programs, x)
+        with PROBED:
+            loss = objective_of(bound, estimator).differentiable_loss(*programs, x)
         grads.append(torch.autograd.grad(loss, list(p.values()), allow_unused=True))
     for name, with_mask, without in zip(ONE, *grads, strict=True):
         if with_mask is not None:
-            assert (with_mask[~mask] == 0).all(), name
-            torch.testing.assert_close(with_mask[mask], without[mask], rtol=1e-12, atol=1e-12)
+            assert (with_mask[~MASK] == 0).all(), name
+            torch.testing.assert_close(with_mask[MASK], without[MASK], rtol=1e-12, atol=1e-12)
 
 
 def zero_weights(p, x):
@@ -129,9 +151,9 @@ def zero_weights(p, x):
 def test_weights_of_zero_leave_no_nan(bound, estimator):
     """Where a row's bound is finite, so is its gradient, and the other rows are not touched."""
     torch.manual_seed(0)
-    p, x = parameters(torch.float64), DATA.expand(ROWS, 3).clone()
-    objective = objective_of(bound, estimator)
-    value, surrogate, draw = objective.estimate(partial(zero_weights, p), partial(one_guide, p), (x,), {})
+    p, x, programs = pair_of(zero_weights, torch.float64)
+    with PROBED:
+        value, surrogate, draw = objective_of(bound, estimator).estimate(*programs, (x,), {})
     assert draw.log_w.isinf().any() and not value.isnan().any()
     finite = value.isfinite()
     for gradient in (

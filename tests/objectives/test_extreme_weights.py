@@ -142,27 +142,25 @@ def test_a_flows_posterior():
 
     def draws(estimator):
         objective, out = Bound(iwae, 3, estimator=estimator), []
-        for seed in range(120):
+        for seed in range(80):
             torch.manual_seed(seed)
             loss = objective.differentiable_loss(vae.model, vae.guide, x)
             grads = torch.autograd.grad(loss, encoder, allow_unused=True)
             out.append(torch.cat([g.flatten() for g in grads if g is not None]))
         return torch.stack(out)
 
-    assert (
-        t_values(draws(dreg), draws(pathwise)).abs().max() < 4.5
-    )  # some hundred coordinates, 120 draws: t, not normal
+    assert t_values(draws(dreg), draws(pathwise)).abs().max() < 4.5  # some hundred coordinates, 80 draws: t, not normal
 
 
 def test_a_bernoulli_vae_of_the_library():
-    """dreg and pathwise of one network VAE in float32: the same mean over 200 draws."""
+    """dreg and pathwise of one network VAE in float32: the same mean over 100 draws."""
     torch.manual_seed(0)
     vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (4,)), bernoulli), Conditional(MLP(6, 2 * 2, (4,)), normal))
     x = torch.bernoulli(torch.full((16, 6), 0.4))
 
     def draws(estimator):
         out, objective = [], Bound(iwae, 8, estimator=estimator)
-        for seed in range(200):
+        for seed in range(100):
             torch.manual_seed(seed)
             loss = objective.differentiable_loss(vae.model, vae.guide, x)
             out.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(vae.parameters()))]))

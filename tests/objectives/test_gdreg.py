@@ -83,7 +83,7 @@ def test_gdreg_of_a_module_with_a_context():
 
     def draws(estimator):
         objective, out = Bound(iwae, 3, estimator=estimator), []
-        for seed in range(200):
+        for seed in range(100):
             torch.manual_seed(seed)
             loss = objective.differentiable_loss(vae.model, vae.guide, x, c)
             out.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))

@@ -4,7 +4,7 @@ Each row of a batch carries its own copy of all parameters, so one backward pass
 are compared by t = mean / standard error, coordinate by coordinate, with |t| < 4, over 4,000 draws or more: some 900
 coordinates are tested in all, so one correct suite in twenty would see one beyond (6e-5 each); seeds are fixed. A pair of
 estimators is compared on the same noise, which makes the test sharper. Broken variants are rejected by the same test. Three
-tests of whole networks, whose rows share their weights, make do with 120 to 200 draws.
+tests of whole networks, whose rows share their weights, make do with 80 to 100 draws.
 """
 
 from functools import partial

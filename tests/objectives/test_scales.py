@@ -8,6 +8,7 @@ from pyro import poutine
 
 from pyro_vae import Beta, Bound, elbo, iwae, renyi
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.vectorize_probe import ProbedOnce
 from tests.helpers.objectives import close, loss_and_grads, mean_se, plated, scaled
 from tests.helpers.small import binary, small_vae
 
@@ -42,18 +43,19 @@ def by_hand(vae, x, k, beta, seed=3):
     return vae.likelihood(z).log_prob(x) + beta * (vae.prior().log_prob(z) - q.log_prob(z))
 
 
-@pytest.mark.parametrize("bound", [elbo, iwae, renyi(0.5)])
 @pytest.mark.parametrize("whole", [1.0, 0.25, "rows"])
-def test_beta_is_inside_the_bound_and_other_scales_outside(bound, whole, vae, x):
+def test_beta_is_inside_the_bound_and_other_scales_outside(whole, vae, x):
     """In whichever order the handlers stand, at β = 0 too; under a subsampled plate as well."""
     weights = torch.arange(1, 8, dtype=DOUBLE, device=x.device) if whole == "rows" else whole
     for beta in (0.0, 0.4, 3.0):
-        wanted = -(weights * bound(by_hand(vae, x, 4, beta))).sum()
+        log_w = by_hand(vae, x, 4, beta)
         inner, outer = scaled(Beta(beta).pair(vae), weights), Beta(beta).pair(scaled((vae.model, vae.guide), weights))
-        for pair in (inner, outer):
-            close(loss_and_grads(Bound(bound, 4), pair, x, modules=vae)[0], wanted)
         part = scaled(Beta(beta).pair(plated(vae, 21)), weights)
-        close(loss_and_grads(Bound(bound, 4), part, x, modules=vae)[0], 3 * wanted)
+        for pair, rows in ((inner, 1), (outer, 1), (part, 3)):
+            with ProbedOnce():
+                for bound in (elbo, iwae, renyi(0.5)):
+                    loss, _ = loss_and_grads(Bound(bound, 4), pair, x, modules=vae)
+                    close(loss, -rows * (weights * bound(log_w)).sum())
 
 
 def test_masked_rows_count_nothing(vae, x):

@@ -192,7 +192,7 @@ def test_reweighted_wake_sleep_trains_and_logs_wake_theta(device):
     run = fit(vae, x, objective=Spy(num_particles=3), epochs=1, batch_size=30)
     assert run.history[0]["loss"] == pytest.approx(seen[0][0] / 30, rel=1e-5) and len(seen) == 1
     start = run.history[0]["elbo"]
-    later = fit(vae, x, objective=objective, epochs=40, batch_size=10, optimizer=adam(0.03))
+    later = fit(vae, x, objective=objective, epochs=25, batch_size=10, optimizer=adam(0.03))
     assert later.history[-1]["elbo"] > start + 0.1
 
 

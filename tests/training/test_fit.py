@@ -221,7 +221,7 @@ def test_enumerated_latents_train_with_trace_enum_elbo(device):
     """And the logged ELBO, that of the sum over components, is log p(x)."""
     x = torch.cat([torch.randn(50) - 3, torch.randn(30) + 3]).to(device)
     pair = mixture, lambda x: None
-    run = fit(pair, x, objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=100, batch_size=20, optimizer=adam(0.05))
+    run = fit(pair, x, objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=50, batch_size=20, optimizer=adam(0.05))
     weight, loc = pyro.param("weight").detach(), pyro.param("loc").detach()
     exact = (weight.log() + dist.Normal(loc, 1.0).log_prob(x[:, None])).logsumexp(-1).mean().item()
     assert run.history[-1]["elbo"] == pytest.approx(exact, abs=1e-4)

@@ -16,6 +16,7 @@ from torch import nn
 from pyro_vae import adam, cosine, log_likelihood, warmup
 from pyro_vae import fit as noisy_fit
 from pyro_vae.diagnostics.latent_usage import latents
+from pyro_vae.programs.vectorize_probe import ProbedOnce
 from pyro_vae.training import metrics
 from pyro_vae.training.metrics import LATENT_KEYS, collapsed, true_elbo
 from pyro_vae.training.step import Step
@@ -244,16 +245,19 @@ def test_the_alarm_of_latents_that_carry_a_seventh_of_a_nat_does_not_ring():
     """At 32 rows the estimate's noise alone puts one in seven below the threshold; nothing carried is told each time."""
 
     def found(slope):
-        for seed in range(60):
-            x = torch.randn(32, generator=torch.Generator().manual_seed(seed))
-            yield latents(*carries(slope), x, num_samples=2, seed=seed)
+        pair, draws = carries(slope), torch.Generator()
+        with ProbedOnce():
+            return [
+                latents(*pair, torch.randn(32, generator=draws.manual_seed(seed)), num_samples=2, seed=seed)
+                for seed in range(60)
+            ]
 
     def alarms(found, errors):
         records = [{"mutual_information": f.mutual_information, "active_units": 1, "epoch": 9} for f in found]
         ses = [{"mutual_information_se": errors * f.mutual_information_se} for f in found]
         return sum(collapsed(record | se) is not None for record, se in zip(records, ses, strict=True))
 
-    little, nothing = list(found(0.5)), list(found(0.0))
+    little, nothing = found(0.5), found(0.0)
     assert alarms(little, errors=1) == 0 and alarms(nothing, errors=1) == 60
     assert alarms(little, errors=0) > 3
 

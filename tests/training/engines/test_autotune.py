@@ -27,6 +27,7 @@ from tests.helpers.recording import Again
 from tests.helpers.small import binary, small_vae, state_of
 from tests.helpers.training import numbers
 
+pytestmark = pytest.mark.usefixtures("examined")
 fit = partial(fit_, verbose=False, epochs=1, batch_size=8, seed=5)
 CUDA = torch.device("cuda")
 CHOSEN = "kernels of matrix products chosen by timing"

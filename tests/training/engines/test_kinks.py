@@ -12,7 +12,8 @@ from pyro_vae.training.engines.verify import is_kink, parts_of_rows
 from tests.helpers.small import small_vae
 from tests.training.engines.test_whole_steps import grey, on_device  # noqa: F401 (a fixture)
 
-fit = partial(fit_, verbose=False, epochs=4, batch_size=8, seed=5)
+pytestmark = pytest.mark.usefixtures("examined")
+fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
 EACH, ONE, LOSS = "each row's gradient", "one row's gradient", "one row's loss"
 
 

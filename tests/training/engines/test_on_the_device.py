@@ -1,7 +1,7 @@
 """The engines that a device has, on that device: a CUDA graph on a GPU, a trace on a CPU, beside the programs as they run."""
 
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -65,19 +65,27 @@ class Killed(Checkpointer):
         return ""
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.8], ids=["in the first epoch", "between two", "in the second"])
-def test_a_run_that_is_killed_goes_on_to_the_same_bits(share, engine, device, tmp_path, monkeypatch):
+RESUMED = {"transform": binarize, "optimizer": adam(1e-2)}
+
+
+@lru_cache
+def uncut(engine, device):
+    """The rows of the runs that are killed, and the run that is not."""
     steps = 2 * STEPS + 5 if engine == "graph" else 5
     x = binary(8 * steps + 3, device).double()
-    options = {"transform": binarize, "optimizer": adam(1e-2)}
+    return steps, x, *trained(engine, x, **RESUMED)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8], ids=["in the first epoch", "between two", "in the second"])
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(share, engine, device, tmp_path, monkeypatch):
     with deterministic(device, monkeypatch):
-        whole, run = trained(engine, x, **options)
+        steps, x, whole, run = uncut(engine, device)
         killed = Killed(tmp_path)
         killed.at = int(share * 2 * (steps + 1))
         with pytest.raises(ArithmeticError, match=r"^killed$"):
-            trained(engine, x, callbacks=[killed], **options)
+            trained(engine, x, callbacks=[killed], **RESUMED)
         checkpointer = Checkpointer(tmp_path)
-        again, rest = trained(engine, x, callbacks=[checkpointer], resume=checkpointer.newest(), **options)
+        again, rest = trained(engine, x, callbacks=[checkpointer], resume=checkpointer.newest(), **RESUMED)
     assert "eager" not in rest.engine.splitlines()[0] and rest.exact
     for name, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

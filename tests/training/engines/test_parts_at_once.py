@@ -1,6 +1,6 @@
 """The parts of a step by one graph: to the bits of one part after the other, or part by part, and said so."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import pyro
 import pytest
@@ -15,6 +15,7 @@ from pyro_vae.training.engines import part_products, parts_at_once, product_sums
 from pyro_vae.training.engines.part_products import same_bits
 from pyro_vae.training.engines.parts_at_once import AtOnce, side_by_side
 from pyro_vae.training.engines.product_sums import by_panels, by_tiles, panels
+from tests.helpers.environment import HEAVY
 
 X = torch.rand(256, 64, generator=torch.Generator().manual_seed(1)).round()
 NEEDS_COMPILER = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -51,7 +52,20 @@ def convolution():
     return small(likelihood=Conditional(net, bernoulli))
 
 
-PROGRAMS = {"mlp": small, "one-latent": partial(small, 1), "vamp": vamp, "tied": tied, "convolution": convolution}
+def linear():
+    """Of the fewest kernels, each of which a compiler takes seconds for."""
+    pyro.set_rng_seed(0)
+    return VAE(StandardNormal(4), Conditional(nn.Linear(4, 64), bernoulli), Conditional(nn.Linear(64, 8), normal))
+
+
+PROGRAMS = {
+    "mlp": small,
+    "one-latent": partial(small, 1),
+    "vamp": vamp,
+    "tied": tied,
+    "convolution": convolution,
+    "linear": linear,
+}
 
 
 def train(make, engine="trace", **more):
@@ -66,6 +80,12 @@ def train(make, engine="trace", **more):
     } | more
     result = fit(vae, X, **given)
     return [p.detach().clone() for p in vae.parameters()], result
+
+
+@lru_cache
+def usual():
+    """A run that several tests compare with: only read."""
+    return train(small)
 
 
 def part_by_part(monkeypatch):
@@ -95,17 +115,23 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize(
     ("name", "engine"),
-    [*((name, "trace") for name in PROGRAMS), pytest.param("mlp", "compile", marks=NEEDS_COMPILER)],
+    [
+        *((name, "trace") for name in PROGRAMS if name != "linear"),
+        *(pytest.param(name, "compile", marks=NEEDS_COMPILER) for name in ("linear", *(["mlp"] if HEAVY else []))),
+    ],
 )
-def test_training_has_the_bits_of_part_by_part(name, engine, monkeypatch, counted):
+def test_training_has_the_bits_of_part_by_part(name, engine, monkeypatch, counted, request):
+    if name != "convolution":  # whose particles are rows: probes tell
+        request.getfixturevalue("examined")
     at_once = train(PROGRAMS[name], engine)
     assert counted[True] > 0 or "parts one after the other" in str(at_once[1].engine)
-    if name in ("mlp", "vamp"):
+    if name in ("mlp", "vamp", "linear"):
         assert counted == {True: 8, False: 3}  # the first step of each epoch is proven; the first of all declares
     part_by_part(monkeypatch)
     assert_same(at_once, train(PROGRAMS[name], engine))
 
 
+@pytest.mark.usefixtures("examined")
 @pytest.mark.parametrize("options", [{}, {"estimator": dreg}], ids=["iwae", "dreg"])
 def test_training_by_several_particles_has_the_bits_of_part_by_part(options, monkeypatch, counted):
     objective = {"objective": Bound(iwae, num_particles=3, **options)}
@@ -115,8 +141,9 @@ def test_training_by_several_particles_has_the_bits_of_part_by_part(options, mon
     assert_same(at_once, train(small, **objective))
 
 
+@pytest.mark.usefixtures("examined")
 def test_sums_in_another_order_are_found_and_not_used(monkeypatch, counted):
-    part_by_part_only = train(small)
+    wanted = usual()
 
     def chained(a, b, out, spare):
         torch.mm(a[0], b[0], out=out)
@@ -127,11 +154,12 @@ def test_sums_in_another_order_are_found_and_not_used(monkeypatch, counted):
     counted[True] = 0
     found = train(small)
     assert counted[True] == 0 and "by one graph they have other bits" in str(found[1].engine)
-    assert_same(found, part_by_part_only)
+    assert_same(found, wanted)
 
 
+@pytest.mark.usefixtures("examined")
 def test_products_whose_bits_depend_on_the_number_of_rows_are_taken_part_by_part(monkeypatch, counted):
-    wanted = train(small)
+    wanted = usual()
     counted[True] = 0
     monkeypatch.setattr(part_products, "same_bits", lambda *_: False)
     assert_same(train(small), wanted)

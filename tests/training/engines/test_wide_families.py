@@ -8,6 +8,7 @@ from torch.nn.functional import softplus
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, elbo, fit, normal
 from pyro_vae.likelihoods import FAMILIES
 
+pytestmark = pytest.mark.usefixtures("examined")
 X = torch.poisson(torch.full((64, 6), 3.0), generator=torch.Generator().manual_seed(0)).clamp(max=15)
 
 
