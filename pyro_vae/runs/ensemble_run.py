@@ -340,7 +340,9 @@ def compare_ensembles(
     wanted = {"split": split, "rows": rows, "method": method}
     folders = {f"{i}/{seed}": path / name_of(seed) for i, path in enumerate((first, second)) for seed in counted(path)}
     with no_links_below(first), no_links_below(second):
-        chosen = evaluations.shared({name: compare_runs.scored(path, wanted) for name, path in folders.items()})
+        scores = {name: compare_runs.scored(path, wanted) for name, path in folders.items()}
+        chosen = evaluations.shared(scores)
+        notes = compare_runs.other_methods(*({str(folders[n]): e for n, e in of.items()} for of in (scores, chosen)))
         runs = {name: compare_runs.read(folders[name], NOTHING, found) for name, found in chosen.items()}
     compare_runs.check_common(runs)
     sides = []
@@ -349,4 +351,5 @@ def compare_ensembles(
         left_out = {int(seed): why for seed, why in read_list(path)["diverged"].items()}
         sides.append(SeedEvidence(tuple(mine.values()), tuple(map(int, mine)), left_out))
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    return compare_seeds(sides[0], sides[1], names)
+    comparison = compare_seeds(sides[0], sides[1], names)
+    return replace(comparison, notes=(*comparison.notes, *notes))
