@@ -23,6 +23,7 @@ from pyro_vae.programs.guide_rows import warn_of_guide_alone
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import is_auxiliary
 from pyro_vae.programs.structured import refuse_structure
+from pyro_vae.programs.unconditioned import refuse_factors
 from pyro_vae.programs.user_errors import GUIDE
 
 from .blank_rows import run_on_any, run_on_rows
@@ -211,8 +212,9 @@ def sample(
 
     Raises:
         UsageError: a model that needs to be told what its rows are `like`.
-        ProgramError: a model that reads the values of x, or observes what is no entry of it, as for :func:`~pyro_vae.simulate`;
-            a context that it observes given latents, as another modality: draws given that are :func:`~pyro_vae.impute`'s.
+        ProgramError: a model with a ``pyro.factor``; one that reads the values of x, or observes what is no entry of it, as
+            for :func:`~pyro_vae.simulate`; a context that it observes given latents, as another modality: draws given that are
+            :func:`~pyro_vae.impute`'s.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, sample
@@ -231,6 +233,7 @@ def sample(
             refuse_structure(like, "sample")
             run = run_on_rows(model, used.template(like, num_samples, c), seed)
         run = given_contexts(model, run, seed) if c else run
+    refuse_factors(run.sites)
     sites = {n: s for n, s in run.sites.items() if not is_auxiliary(s)}
     if not run.observed:
         raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")
