@@ -342,7 +342,8 @@ def compare_ensembles(
     with no_links_below(first), no_links_below(second):
         scores = {name: compare_runs.scored(path, wanted) for name, path in folders.items()}
         chosen = evaluations.shared(scores)
-        notes = compare_runs.other_methods(*({str(folders[n]): e for n, e in of.items()} for of in (scores, chosen)))
+        all_of = {str(folders[name]): found for name, found in scores.items()}
+        notes = compare_runs.other_methods(all_of, {str(folders[name]): e for name, e in chosen.items()})
         runs = {name: compare_runs.read(folders[name], NOTHING, found) for name, found in chosen.items()}
     compare_runs.check_common(runs)
     sides = []
