@@ -13,6 +13,7 @@ from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 
 from .data_set import Data, DataOptions, draw
+from .digits import digits_of_file
 from .image_folders import read_folder
 from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
@@ -207,9 +208,7 @@ def find_source(name: str | Path, data_dir: str | Path | None, download: bool, o
 
 def read_digits() -> Source:
     """Read scikit-learn's bundled 8×8 digits: how many of 16 pixels are set in each of 64 cells."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    part = Part("x", digits.images.astype("float32"), digits.target)
+    images, target = digits_of_file()
+    part = Part("x", images.astype("float32"), target)
     notes = (describe(part), "split 1437/180/180 by a permutation from seed 0, whatever the seed")
     return Source("digits", (part,), partial(shuffle, seed=0), "counts 0..16", grey=16.0, notes=notes)

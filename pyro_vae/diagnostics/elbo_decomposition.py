@@ -221,7 +221,7 @@ def decompose(
     args = rows_of(model, guide, *args, missing=missing)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
-        refuse_guide_reading_rows(problem, "the aggregate posterior, mean of q(z | x) over rows,")
+        refuse_guide_reading_rows(problem, "the aggregate posterior, mean of q(z | x) over rows, compares")
         form = form_of(problem)
         chunks = [scored(some, num_samples, form) for some in problem.split(chunk_size // num_samples)]
         form = common_form([form, *(chunk.form for chunk in chunks)])

@@ -232,7 +232,7 @@ def latents(
     model, guide, args = on_tensors(model, guide, *args)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on_first_row(model, guide, *args)
-        refuse_guide_reading_rows(problem, "I(x; z)")
+        refuse_guide_reading_rows(problem, "I(x; z) compares")
         some = problem.over(*(spread(a, batch) for a in args))
         found = usage(problem, some, num_samples, seed, chunk_size)
         if len(found.sites) == 1:

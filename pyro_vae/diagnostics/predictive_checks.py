@@ -19,6 +19,7 @@ from pyro_vae.programs.data_map import DataMap, data_map_of_few
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.row_coupling import warn_of_guide
 from pyro_vae.programs.rows_of_set import AroundRows
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program, Site, observed_sites
@@ -211,6 +212,7 @@ def posterior_predictive_check(
         observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
+    warn_of_guide(problem, "its draws, of which data are replicated,")
     known = mapped(problem, seed, chunk_size, partial(check_replicable, site=site))
     if site is not None:
         observed = {name: evaluated(name, t, known.of_site(site, args)) for name, t in chosen.items()}

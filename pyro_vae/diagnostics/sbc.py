@@ -17,6 +17,7 @@ from pyro_vae.programs.data_map import data_map_of_few
 from pyro_vae.programs.own_rows import own_rows
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.row_coupling import refuse_guide_reading_rows
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
@@ -251,6 +252,9 @@ def simulation_based_calibration(
         problem = Problem.on(model, guide, *first.args)
         for i, rows in enumerate(blocks):
             truth = draw(model, tuple(a[rows] for a in template), seed, i, 0, known=known)
+            if i == 0:  # of one row nobody can tell, and the guide reads no other there
+                problem = problem.over(*truth.args).probed()
+                refuse_guide_reading_rows(problem, "ranks are tested as")
             with problem.quiet(seed, i, 1):
                 names, ranks = block_ranks(problem.over(*truth.args), truth, num_draws, vectorize_particles)
             parts.append(ranks.cpu())

@@ -22,6 +22,7 @@ from pyro_vae.programs.missing_values import without_gaps
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.reach import check_reach
+from pyro_vae.programs.row_coupling import warn_of_guide
 from pyro_vae.programs.sites import sample_sites
 from pyro_vae.programs.structured import refuse_structure
 from pyro_vae.programs.unconditioned import Unconditioned, run_unconditioned
@@ -128,6 +129,7 @@ def in_chunks(
     model, guide = programs(vae)
     refuse_structure(x, "imputation")
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
+    warn_of_guide(problem, "the draws that gaps are filled from, before they are weighted,")
     with problem.quiet(seed):
         check_reach(problem)
     known, chunks = mapped(problem, seed, chunk_size, partial(check_gaps, site=site)), []

@@ -18,6 +18,7 @@ from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.at_means import where_kept
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
+from pyro_vae.programs.row_coupling import warn_of_guide
 from pyro_vae.programs.sites import Program, Site, latent_sites
 
 DRAWN = 0x64726177  # of the seed: which particles are taken, apart from the particles
@@ -166,6 +167,7 @@ def diagnosed(values: dict[str, Tensor], log_w: Tensor, seed: int, strict: bool)
 def checked_problem(model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool) -> Problem:
     """Check rows and programs, and that the guide draws whatever p(x, z) allows."""
     problem = Problem.of(model, guide, x, *context, seed=seed, missing=missing)
+    warn_of_guide(problem, "ESS, k̂, and which draws of the posterior come out,")
     with problem.quiet(seed):
         check_reach(problem)
     return problem

@@ -19,9 +19,11 @@ from pyro_vae.data.arrays import read_once
 from pyro_vae.data.lazy_rows import LazyRows
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.at_means import path_of_means, where_kept
+from pyro_vae.programs.guide_rows import warn_of_guide_alone
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import is_auxiliary
 from pyro_vae.programs.structured import refuse_structure
+from pyro_vae.programs.unconditioned import refuse_factors
 from pyro_vae.programs.user_errors import GUIDE
 
 from .blank_rows import run_on_any, run_on_rows
@@ -87,6 +89,7 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
             runs = [latents_of(path_of_means(guide, args, GUIDE))]
         else:
             runs = [latents_of(run_guide(guide, args)) for _ in range(whole("num_samples", num_samples, 1))]
+    warn_of_guide_alone(guide, args, "its codes")
     if not runs[0]:
         raise ProgramError(
             "the guide draws no latent (those that the model marks for enumeration are summed over): there is no code. Give "
@@ -129,8 +132,10 @@ def reconstruct(
         if num_samples is not None:
             check_redrawn(model, guide, args, seed)
             runs = [drawn_again(model, guide, args) for _ in range(whole("num_samples", num_samples, 1))]
+            warn_of_guide_alone(guide, args, "its codes, and what is made of them,")
             return pick(stacked(runs), site, used.data, "observed site of the model")
         latents = latents_of(path_of_means(guide, args, GUIDE))
+        warn_of_guide_alone(guide, args, "its codes, and what is made of them,")
         refuse_gaps(latents, args)
         codes = values_of(latents)
         sites = decoded(model, args, codes)
@@ -174,6 +179,7 @@ def interpolate(vae: Any, start: Any, end: Any, *c: Any, steps: int = 10, site: 
         ends = [latents_of(path_of_means(guide, rows, GUIDE)) for rows in (args, other)]
         for codes, rows in zip(ends, (args, other), strict=True):
             refuse_gaps(codes, rows)
+        warn_of_guide_alone(guide, args, "its codes, and what is made of them,")
         a, b = map(values_of, ends)
         named = site or used.code
         moving = list(a) if named is None else [named]
@@ -206,8 +212,9 @@ def sample(
 
     Raises:
         UsageError: a model that needs to be told what its rows are `like`.
-        ProgramError: a model that reads the values of x, or observes what is no entry of it, as for :func:`~pyro_vae.simulate`;
-            a context that it observes given latents, as another modality: draws given that are :func:`~pyro_vae.impute`'s.
+        ProgramError: a model with a ``pyro.factor``; one that reads the values of x, or observes what is no entry of it, as
+            for :func:`~pyro_vae.simulate`; a context that it observes given latents, as another modality: draws given that are
+            :func:`~pyro_vae.impute`'s.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, sample
@@ -226,6 +233,7 @@ def sample(
             refuse_structure(like, "sample")
             run = run_on_rows(model, used.template(like, num_samples, c), seed)
         run = given_contexts(model, run, seed) if c else run
+    refuse_factors(run.sites)
     sites = {n: s for n, s in run.sites.items() if not is_auxiliary(s)}
     if not run.observed:
         raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")

@@ -11,6 +11,7 @@ from pyro_vae.common.given import whole
 from .pair import without_validation
 from .parameters import ModulesOwnParameters
 from .problem import Problem, summing_marks
+from .row_coupling import warn_of_guide
 from .sites import Program
 from .structured import on_tensors
 from .summed_out import without_marked
@@ -65,4 +66,6 @@ def log_weights(
             (model, guide),
             lambda: (model, guide) if kwargs else without_marked(model, guide, *args),
         )
-        return problem.probed(vectorize_particles).log_probs(num_particles).log_w
+        problem = problem.probed(vectorize_particles)
+        warn_of_guide(problem, "its log q(z | x) and log w")
+        return problem.log_probs(num_particles).log_w

@@ -165,10 +165,11 @@ class Problem:
 
     def probed(self, vectorize: bool = True) -> Problem:
         """Choose how K particles are run, by :func:`~pyro_vae.programs.vectorize_probe.choose_vectorizing`, or one by one."""
-        if not vectorize:
-            return replace(self, vectorizing=LOOP)
         weighed = self.guide if isinstance(self.guide, RefusedGuide) else as_trained(self.guide)
-        return replace(self, vectorizing=choose_vectorizing(replace(self, guide=weighed)))
+        chosen = choose_vectorizing(
+            replace(self, guide=weighed)
+        )  # it refuses rows that are coupled, however they are run
+        return replace(self, vectorizing=chosen if vectorize else replace(chosen, model=LOOP.model, guide=LOOP.guide))
 
     def __len__(self) -> int:
         return len(self.args[0])

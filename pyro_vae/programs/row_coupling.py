@@ -108,8 +108,8 @@ def why_guide_reads_rows(problem: Any) -> str:
     )
 
 
-def warn_of_guide(problem: Any) -> None:
-    """Warn of a guide that reads other rows, where numbers of the guide are handed out: they are of rows among these.
+def warn_of_guide(problem: Any, of: str = "its ELBO and gap, ESS and k̂") -> None:
+    """Warn of a guide that reads other rows, where numbers `of` the guide are handed out: they are of rows among these.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -124,21 +124,25 @@ def warn_of_guide(problem: Any) -> None:
         >>> warn_of_guide(Problem.of(model, guide, torch.tensor([0.0, 1.0]), seed=0))
     """
     if said := problem.vectorizing.guide_reads:
-        warnings.warn(
-            f"{said}: its ELBO and gap, ESS and k̂ are those of a row among the rows that it was run with, which are blocks of "
-            "the rows as they were passed, and others for other rows or another order. log p(x) by its weights is right. Fix: "
-            'a guide that computes row by row (constants for x.mean(0)); or log_likelihood(..., noise="row"), which runs each '
-            "row by itself.",
-            CoupledGuideWarning,
-            stacklevel=4,
-        )
+        tell_of_guide(said, of)
+
+
+def tell_of_guide(said: str, of: str) -> None:
+    """Warn by what was found of a guide that reads other rows."""
+    warnings.warn(
+        f"{said}: {of} are those of a row among the rows that it was run with, which are blocks of the rows as they were "
+        "passed, and others for other rows or another order. log p(x) by its weights is right. Fix: a guide that computes row "
+        'by row (constants for x.mean(0)); or, for log_likelihood, noise="row", which runs each row by itself.',
+        CoupledGuideWarning,
+        stacklevel=5,
+    )
 
 
 def refuse_guide_reading_rows(problem: Any, asked: str) -> None:
     """Refuse a guide that reads other rows, where its draws are scored under q(z | x) of other blocks of rows."""
     if said := problem.vectorizing.guide_reads:
         raise ProgramError(
-            f"{said}: there is no q(z | x) of a row by itself, and {asked} compares those of all rows. Fix: a guide that "
+            f"{said}: there is no q(z | x) of a row by itself, and {asked} those of all rows. Fix: a guide that "
             "computes row by row (constants for x.mean(0), no attention or norm over rows)."
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from pyro_vae.errors import ProgramError
 
 from .determinism import identical
 from .masks import kept_entries
+from .one_measure import UNNORMALISED
 from .sites import Program, Site, sample_sites
 from .user_errors import MODEL, explained
 from .valid_draws import ValidDraws
@@ -92,6 +93,21 @@ def is_computed(msg: Any) -> bool:
 def same_memory(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors are one, or a view of it that plates have expanded."""
     return a is b or (a.numel() > 0 and a.data_ptr() == b.data_ptr())
+
+
+def refuse_factors(sites: Mapping[str, Site]) -> None:
+    """Refuse draws of a model with a ``pyro.factor``, which they know nothing of: there is no value of it to draw.
+
+    Raises:
+        ProgramError: names the site.
+    """
+    for name, site in sites.items():
+        if was_observed(site) and type(elements(site["fn"])).__name__ in UNNORMALISED:
+            raise ProgramError(
+                f"site {name!r} of the model is a pyro.factor, a term of log p(x, z) that nothing is drawn of: what the other "
+                "sites draw is not of the model that it is a part of. Write it as a distribution that is drawn or observed; or "
+                f"leave it out, poutine.block(model, hide=[{name!r}]), where that is the model that is meant."
+            )
 
 
 def undone(model: Program, kept: Collection[str] = ()) -> Program:

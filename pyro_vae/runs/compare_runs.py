@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.common.flagged import format_share, share_flagged
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data.datasets import NAMES
@@ -70,9 +71,9 @@ def compare_runs(
     """:func:`~pyro_vae.evidence.compare.compare` of saved runs, by the names of their folders; seconds are of training.
 
     Reads config.json and evidence; no model is built and no data loaded. Of the evaluations that the folders hold it takes
-    those of the same rows, all test rows before others, and of these the method with the fewest flagged rows; the notes
-    name it. Active units are those that metrics.jsonl counted on validation rows at the epoch whose weights were kept, where
-    it has them.
+    those of the same rows, all test rows before others, and of these the method that all have with the fewest flagged rows;
+    of a run that is loose by that one, its own best, if that is not. The notes name them, and what was passed over. Active
+    units are those that metrics.jsonl counted on validation rows at the epoch whose weights were kept, where it has them.
 
     Args:
         paths: of run folders, each with the evidence that `pyro-vae train` and `pyro-vae evaluate` leave there.
@@ -95,7 +96,7 @@ def compare_runs(
     comparison = compare(of_each.pop("evidence"), **of_each)
     machines = " and ".join(sorted({run.machine for run in runs.values()}))
     notes = [f"{name}: {run.unfinished}." for name, run in runs.items() if run.unfinished]
-    notes += other_rows(scores, found)
+    notes += other_rows(scores, found) + other_methods(scores, found)
     notes += [f"next: {AGAIN} {runs[m.name].path} --method annealing" for m in comparison.models if m.loose]
     # of which columns each has a density is known here
     of_rows = tuple(note for note in comparison.notes if note != MIXED)
@@ -111,6 +112,24 @@ def other_rows(scores: Mapping[str, Sequence[Evaluation]], chosen: Mapping[str, 
     others = sorted(common - {e.rows_of for e in chosen.values()})
     listed = ", ".join(f"--split {split} --rows {rows}" for split, rows in others)
     return [f"all were scored on other rows, too: {listed}."] if others else []
+
+
+def other_methods(scores: Mapping[str, Sequence[Evaluation]], chosen: Mapping[str, Evaluation]) -> list[str]:
+    """Note which runs are compared by another method or proposal than others, and which have an evaluation less in doubt."""
+    hows = {run: (e.name.method, e.name.proposal) for run, e in chosen.items()}
+    notes = []
+    if len(set(hows.values())) > 1:
+        told = ", ".join(f"{run} by {chosen[run].stem}" for run in chosen)
+        notes.append(f"{told}: there is none by one method and proposal, of all, with few rows flagged.")
+    for run, e in chosen.items():
+        least = min([other for other in scores[run] if other.rows_of == e.rows_of], key=lambda other: other.doubt)
+        if least.doubt[0] < e.doubt[0]:
+            flagged = [format_share(share_flagged(each.summary)) for each in (e, least)]
+            notes.append(
+                f"{run}: {e.stem} is taken, as all have one by this method ({flagged[0]} of rows flagged), though {least.stem} "
+                f"is there ({flagged[1]}). Score the others so, too."
+            )
+    return notes
 
 
 def name_all(paths: Sequence[Path]) -> dict[str, Path]:

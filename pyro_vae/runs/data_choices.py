@@ -183,6 +183,7 @@ def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
         why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
         why |= {"counts": ", as x holds whole numbers from 0"}
         yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
+    yield from kind_of(config).passed_over(config.model_options, data)
     if config.missing and not given.missing:
         yield "empty cells are values that were not observed: the likelihood skips them (--missing)"
     seen = "standard units, (x - mean) / std of the training rows"

@@ -10,7 +10,8 @@ from typing import Any
 from pyro_vae.common.atomic_write import PART, storage
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
-from pyro_vae.errors import RunFolderError
+from pyro_vae.ensembles.ensemble import Ensemble
+from pyro_vae.errors import RunFolderError, StorageError
 
 from . import folder
 from .lock import locked
@@ -63,6 +64,18 @@ def write_list(path: Path, seeds: Sequence[int], made_by: str, diverged: dict[in
     """Write ensemble.json."""
     record: dict[str, Any] = {"schema": SCHEMA, "made_by": made_by, "versions": versions(), "seeds": list(seeds)}
     folder.write_json(path / LIST, record | {"diverged": {str(seed): why for seed, why in diverged.items()}})
+
+
+def note_diverged(path: Path, error: BaseException) -> None:
+    """List who diverged before an error ended the training, or all would be scored as members that were trained."""
+    ensemble = getattr(error, "result", None)
+    if not isinstance(ensemble, Ensemble) or not ensemble.diverged:
+        return
+    listed = read_list(path)
+    try:
+        write_list(path, listed["seeds"], listed.get("made_by", "train"), ensemble.diverged)
+    except StorageError as failure:
+        error.add_note(f"which members diverged could not be saved: {failure}")
 
 
 def read_list(path: Path) -> dict[str, Any]:

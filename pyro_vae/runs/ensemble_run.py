@@ -40,6 +40,7 @@ from .ensemble_folder import (
     is_ensemble,
     members_locked,
     name_of,
+    note_diverged,
     read_list,
     write_list,
 )
@@ -197,6 +198,7 @@ def trained(jobs: list[TrainingJob], tracking: Mapping[int, Tracking]) -> tuple[
         )
     except (Exception, KeyboardInterrupt) as error:  # Ctrl-C, divergence, a tracker's own error, a full disk
         save_unfinished(jobs, models, error)
+        note_diverged(jobs[0].path.parent, error)
         raise
     for i, job in enumerate(jobs):
         jobs[i] = replace(job, vae=models[job.config.seed])
@@ -277,18 +279,23 @@ def evaluate_ensemble(
     """
     path, names = Path(path), dict[int, EvaluationName]()
     everyone = read_list(path)["seeds"]
-    read: tuple[Run, Data] | None = None
     with no_links_below(path):
-        for seed in counted(path):
-            run = load_run(path / name_of(seed), device=device)
+        for seed, (run, data) in opened_members(path, data_dir, device).items():
             own = replace(options, seed=options.seed + everyone.index(seed))
-            if read is None or not same_data(read[0], run):
-                read = run, open_data(run, data_dir)
-            data = read[1]
             result = evaluate_opened(run, data, own)
             names[seed] = EvaluationName(**result["evaluation"])
         with led(path, lambda: None, folder.EVALUATION_LOCK, wait=True):
             return done_by_rank_0(lambda: summarize(path, names), "the summary of the members")
+
+
+def opened_members(path: Path, data_dir: Path | None, device: str) -> dict[int, tuple[Run, Data]]:
+    """Open all members that count, and their data, before any is scored: a broken one costs no scoring of the others."""
+    runs = {seed: load_run(path / name_of(seed), device=device) for seed in counted(path)}
+    opened = dict[int, tuple[Run, Data]]()
+    for seed, run in runs.items():
+        before = next(reversed(opened.values()), None)
+        opened[seed] = run, before[1] if before and same_data(before[0], run) else open_data(run, data_dir)
+    return opened
 
 
 def same_data(one: Run, other: Run) -> bool:
@@ -333,7 +340,10 @@ def compare_ensembles(
     wanted = {"split": split, "rows": rows, "method": method}
     folders = {f"{i}/{seed}": path / name_of(seed) for i, path in enumerate((first, second)) for seed in counted(path)}
     with no_links_below(first), no_links_below(second):
-        chosen = evaluations.shared({name: compare_runs.scored(path, wanted) for name, path in folders.items()})
+        scores = {name: compare_runs.scored(path, wanted) for name, path in folders.items()}
+        chosen = evaluations.shared(scores)
+        all_of = {str(folders[name]): found for name, found in scores.items()}
+        notes = compare_runs.other_methods(all_of, {str(folders[name]): e for name, e in chosen.items()})
         runs = {name: compare_runs.read(folders[name], NOTHING, found) for name, found in chosen.items()}
     compare_runs.check_common(runs)
     sides = []
@@ -342,4 +352,5 @@ def compare_ensembles(
         left_out = {int(seed): why for seed, why in read_list(path)["diverged"].items()}
         sides.append(SeedEvidence(tuple(mine.values()), tuple(map(int, mine)), left_out))
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    return compare_seeds(sides[0], sides[1], names)
+    comparison = compare_seeds(sides[0], sides[1], names)
+    return replace(comparison, notes=(*comparison.notes, *notes))

@@ -16,7 +16,7 @@ from typing import Any
 
 from pyro_vae.common.atomic_write import rename, storage
 from pyro_vae.common.digests import sha256
-from pyro_vae.common.flagged import share_flagged
+from pyro_vae.common.flagged import is_loose, share_flagged
 from pyro_vae.errors import RunFolderError
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, widened
 
@@ -105,6 +105,11 @@ class Evaluation:
     def rows_of(self) -> tuple[str, int]:
         """Split, and how many rows of it."""
         return self.name.split, self.summary["rows"]
+
+    @property
+    def loose(self) -> bool:
+        """Whether more than a tenth of its rows is flagged."""
+        return is_loose(self.summary)
 
     @property
     def doubt(self) -> tuple[float, bool, int]:
@@ -214,7 +219,8 @@ def shared(runs: Mapping[str, Sequence[Evaluation]]) -> dict[str, Evaluation]:
     """Choose an evaluation of each run: of rows that all were scored on, test rows and many before others.
 
     Of several of the same rows, those by one method, with the fewest flagged rows; where no method is common, each run's
-    own best. Where no rows are common, each run's first, which whoever compares them refuses.
+    own best, and so for a run that is loose by the common one and not by its own. Where no rows are common, each run's first,
+    which whoever compares them refuses.
     """
     of_rows = [{e.rows_of for e in found} for found in runs.values()]
     common = set.intersection(*of_rows)
@@ -224,10 +230,11 @@ def shared(runs: Mapping[str, Sequence[Evaluation]]) -> dict[str, Evaluation]:
     chosen = {run: [e for e in found if e.rows_of == (split, rows)] for run, found in runs.items()}
     by_method = [{(e.name.method, e.name.proposal) for e in found} for found in chosen.values()]
     best = {run: {how: best_of(found, how) for how in by_method[0]} for run, found in chosen.items()}
+    own = {run: min(found, key=lambda e: e.doubt) for run, found in chosen.items()}
     if hows := set.intersection(*by_method):
         how = min(sorted(hows), key=lambda how: max(best[run][how].doubt for run in runs))
-        return {run: best[run][how] for run in runs}
-    return {run: min(found, key=lambda e: e.doubt) for run, found in chosen.items()}
+        own = {run: own[run] if best[run][how].loose and not own[run].loose else best[run][how] for run in runs}
+    return own
 
 
 def rank(split: str) -> int:

@@ -450,3 +450,26 @@ def test_a_decoder_that_is_not_checked_hands_out_what_follows_from_the_data(monk
     monkeypatch.setattr(usage, "check_decoder", lambda *_: None)
     first, other = (reconstruct((reads_x, half), V + shift)["x"] - (V + shift) / 2 for shift in (0.0, 5.0))
     assert not torch.allclose(first, other)  # E[x | z] is another for another batch
+
+
+FACTORS = {
+    "of z": lambda z: pyro.factor("f", -0.5 * z**2),
+    "none": lambda z: pyro.factor("f", torch.zeros_like(z)),  # nobody can tell by its class
+    "masked": lambda z: poutine.mask(pyro.factor, mask=z > 0)("f", z),
+    "Unit": lambda z: pyro.sample("f", pyro.distributions.Unit(z), obs=z.new_zeros(len(z), 0)),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_model_with_a_factor_is_not_sampled(name):
+    """exp(-z²/2) beside N(0, 1): z of the model has variance 1/2 before x is seen, and draws of N(0, 1) have 1."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
+            FACTORS[name](z)
+
+    with pytest.raises(ProgramError, match=r"site 'f' of the model is a pyro\.factor.*hide=\['f'\]"):
+        sample(model, 10)
+    assert sample(poutine.block(model, hide=["f"]), 10, site="x").shape == (10,)

@@ -7,7 +7,21 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import check, decompose, gaps, latents, log_likelihood
+from pyro_vae import (
+    check,
+    decompose,
+    encode,
+    gaps,
+    impute,
+    interpolate,
+    latents,
+    log_likelihood,
+    log_weights,
+    posterior_draws,
+    posterior_predictive_check,
+    reconstruct,
+    simulation_based_calibration,
+)
 from pyro_vae.errors import CoupledGuideWarning, ProgramError
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.0, 1.1])
@@ -109,3 +123,63 @@ def test_a_site_that_a_model_has_in_small_batches_alone_is_no_rounding():
 
     with pytest.raises(ProgramError, match="site 'few' of the model has another log-probability for a row"):
         log_likelihood(of_few, guide_of(lambda x: x / 2), X, num_samples=20)
+
+
+USES = {
+    "encode": lambda guide: encode((model, guide), X),
+    "encode, guide alone": lambda guide: encode(guide, X),
+    "encode, draws": lambda guide: encode((model, guide), X, num_samples=2),
+    "reconstruct": lambda guide: reconstruct((model, guide), X),
+    "reconstruct, draws": lambda guide: reconstruct((model, guide), X, num_samples=2),
+    "interpolate": lambda guide: interpolate((model, guide), X, X + 1, steps=2),
+    "posterior_draws": lambda guide: posterior_draws(model, guide, X, draws=2, num_samples=200, strict=False),
+    "impute": lambda guide: impute((model, guide), X, num_samples=20),
+    "posterior_predictive_check": lambda guide: posterior_predictive_check(model, guide, X, num_draws=4),
+    "log_weights": lambda guide: log_weights(model, guide, X),
+    "one by one": lambda guide: log_likelihood(model, guide, X, num_samples=2, vectorize_particles=False),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_is_handed_out_of_a_guide_that_reads_rows_is_told(use):
+    """And of one that does not nothing is said: warnings are errors here."""
+    with pytest.warns(CoupledGuideWarning, match="site 'z' of the guide"):
+        USES[use](guide_of(LOCS["attention"]))
+    USES[use](guide_of(lambda x: x / 2))
+
+
+@pytest.mark.parametrize("name", LOCS)
+def test_a_code_among_other_rows_is_told(name):
+    with pytest.warns(CoupledGuideWarning, match="its codes are those of a row among"):
+        encode(guide_of(LOCS[name]), X)
+
+
+def test_a_code_of_a_guide_with_terms_of_a_loss_auxiliary_sites_or_rows_of_its_own_is_told_nothing():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(u / 2, 0.9))
+            pyro.sample("head", dist.Normal(x - x.mean(0), 1.0), obs=x)  # of the loss alone: no code is of it
+
+    assert encode(guide, X).keys() == {"z"}
+    own = pyro.infer.autoguide.AutoNormal(model)
+    encode((model, own), X)
+    assert len(next(own.parameters())) == len(X)
+
+
+def test_ranks_of_a_guide_that_reads_rows_are_refused():
+    with pytest.raises(ProgramError, match="ranks are tested as those of all rows"):
+        simulation_based_calibration(model, guide_of(LOCS["centred"]), X[:1], num_rows=20, num_draws=9)
+    simulation_based_calibration(model, guide_of(LOCS["centred"]), X[:1], num_rows=2, num_draws=9, chunk_size=1)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_a_model_of_coupled_rows_is_refused_however_particles_are_run(vectorized):
+    def scaled(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1 + x.std(correction=0)), obs=x)
+
+    for asked in (log_likelihood, log_weights):
+        with pytest.raises(ProgramError, match="site 'x' of the model has another log-probability for a row"):
+            asked(scaled, guide_of(lambda x: x / 2), X, vectorize_particles=vectorized)

@@ -15,8 +15,9 @@ from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.likelihoods import FAMILIES
 from pyro_vae.plots.figures import save
 from pyro_vae.runs import folder
-from pyro_vae.runs.compare_runs import compare_runs, kind
+from pyro_vae.runs.compare_runs import compare_runs, kind, scored
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.evaluations import shared
 from tests.helpers.comparison import by_name
 
 RUNS = ("narrow", "wide")
@@ -219,6 +220,42 @@ def test_folders_of_one_name_go_by_their_paths(runs, tmp_path):
     assert {m.name for m in compare_runs([*runs, other]).models} == {str(runs[0]), str(other), "wide"}
     with pytest.raises(UsageError, match="named twice"):
         compare_runs([runs[0], runs[0].parent / "wide" / ".." / "narrow"])
+
+
+def beside(run, stem, flagged, **name):
+    """Evidence by another proposal or method, as if it had been made so: the same numbers, so many of them flagged."""
+    record = json.loads((run / "evidence.json").read_text())
+    record |= {"rows_flagged": flagged, "evaluation": record["evaluation"] | name}
+    shutil.copyfile(run / "evidence.csv", run / f"{stem}.csv")
+    folder.write_json(run / f"{stem}.json", record)
+
+
+def test_a_run_that_is_loose_by_the_common_method_is_taken_by_its_own_trusted_one(runs):
+    defensive = {"stem": "evidence-test-defensive", "proposal": "defensive"}
+    edit(runs[0], evidence__rows_flagged=90)
+    edit(runs[1], evidence__rows_flagged=0)
+    assert chosen(runs) == ["evidence", "evidence"]
+    beside(runs[0], flagged=40, **defensive)  # loose, too
+    assert chosen(runs) == ["evidence", "evidence"]
+    assert any("narrow: evidence is taken" in note and "(22 %)" in note for note in compare_runs(runs).notes)
+    beside(runs[0], flagged=0, **defensive)
+    assert chosen(runs) == ["evidence-test-defensive", "evidence"]
+    assert any("narrow by evidence-test-defensive, wide by evidence:" in note for note in compare_runs(runs).notes)
+    beside(runs[1], flagged=0, **defensive)  # now by both
+    assert chosen(runs) == ["evidence-test-defensive"] * 2
+    assert not any("evidence" in note for note in compare_runs(runs).notes)
+
+
+def test_a_common_method_that_is_not_loose_is_taken_and_a_better_one_is_told(runs):
+    edit(runs[0], evidence__rows_flagged=9)
+    edit(runs[1], evidence__rows_flagged=0)
+    beside(runs[0], "evidence-test-widened", 0, proposal="widened")
+    assert chosen(runs) == ["evidence", "evidence"]
+    assert any("though evidence-test-widened is there (0 %)" in note for note in compare_runs(runs).notes)
+
+
+def chosen(runs):
+    return [e.stem for e in shared({run.name: scored(run, {}) for run in runs}).values()]
 
 
 def test_the_command_line_compares(runs, tmp_path, capsys):

@@ -12,11 +12,12 @@ from pyro_vae import load_run
 from pyro_vae.cli.main import main
 from pyro_vae.common.optional import installed
 from pyro_vae.common.processes import Processes
-from pyro_vae.errors import RunFolderError, UsageError
+from pyro_vae.ensembles.ensemble import Ensemble
+from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, Terminated, UsageError
 from pyro_vae.runs import ensemble_run, folder
 from pyro_vae.runs import load as loading
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.ensemble_folder import read_summary
+from pyro_vae.runs.ensemble_folder import counted, note_diverged, read_list, read_summary
 from pyro_vae.runs.ensemble_run import load_ensemble
 from pyro_vae.runs.list_runs import summary_of
 from pyro_vae.runs.lock import locked
@@ -136,6 +137,33 @@ def test_evaluate_and_compare_give_the_error_over_seeds(runs, capsys, monkeypatc
     assert main(["compare", str(runs[0]), str(runs[1] / "seed5")]) == 2
     assert "compared two at a time" in capsys.readouterr().err
     assert main(["compare", *map(str, runs), "--csv", "x.csv"]) == 2
+
+
+def test_an_ensemble_of_which_all_diverged_is_not_scored(tmp_path, capsys):
+    """Its members hold their best weights, from before: the mean over them would be one of untrained models."""
+    run = tmp_path / "run"
+    train = ["train", "--run", str(run), "--seeds", "2", "--device", "cpu", *small("--learning-rate", "1e30")]
+    assert main(train) == 5 and "all members diverged" in capsys.readouterr().err
+    assert sorted(folder.read_json(run / "ensemble.json")["diverged"]) == ["0", "1"]
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 4
+    assert "every member diverged, so there is nothing to score" in capsys.readouterr().err
+    assert not list(run.glob("**/evidence*"))
+
+
+@pytest.mark.parametrize("ends", [Interrupted, Terminated, DivergedError])
+def test_who_diverged_before_an_error_is_listed(runs, ends):
+    ensemble = Ensemble([None, None], (0, 3), [], {3: "seed 3: step 2: not finite"})
+    note_diverged(runs[0], ends("ended", ensemble))
+    note_diverged(runs[0], RuntimeError("of a tracker"))  # it does not say
+    assert read_list(runs[0])["diverged"] == {"3": "seed 3: step 2: not finite"} and counted(runs[0]) == [0]
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "config.json"])
+def test_a_broken_member_is_named_before_another_is_scored(runs, broken, capsys):
+    (runs[0] / "seed3" / broken).write_bytes(b"torn")
+    assert main(["evaluate", str(runs[0]), "--rows", "5", "--num-samples", "40", "--device", "cpu"]) == 4
+    assert "seed3" in capsys.readouterr().err
+    assert not (runs[0] / "seed0" / "evidence-test-first-5.json").exists()
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(runs, capsys):

@@ -33,6 +33,11 @@ def rows_to_train_on(split: Split, shape: Shape, config: Config) -> Batch:
     return (split.x,)
 
 
+def nothing_passed_over(options: Mapping[str, Any], data: Data) -> list[str]:
+    """Return no sentence: all of the data counts."""
+    return []
+
+
 def as_given(options: Mapping[str, Any], data: Data) -> dict[str, Any]:
     """Leave nothing to the data."""
     return dict(options)
@@ -96,6 +101,7 @@ class ModelKind(Spec):
         rows: arguments that log p(x) of a split is of.
         train_rows: arguments that it is trained on.
         decide: options that are left to the data.
+        passed_over: what of the data the options leave out, a sentence each.
         terms: what the objective has beside its bound, of so many training rows.
         sample, encode, reconstruct, interpolate, impute: what is asked of it, or why not.
         likelihood_of_rows, likelihood_of_draws: p(x | z), a distribution or its means, at the codes of rows, and at draws: what
@@ -113,6 +119,7 @@ class ModelKind(Spec):
     rows: Callable[[Split, Shape], Batch] = whole_rows
     train_rows: Callable[[Split, Shape, Config], Batch] = rows_to_train_on
     decide: Callable[[Mapping[str, Any], Data], dict[str, Any]] = as_given
+    passed_over: Callable[[Mapping[str, Any], Data], list[str]] = nothing_passed_over
     terms: Callable[[Config, int], tuple[Term, ...]] = no_terms
     sample: Callable[..., Tensor] | str = sample_rows
     encode: Callable[..., Any] | str = usage.encode

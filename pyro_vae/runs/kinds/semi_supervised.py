@@ -62,6 +62,23 @@ def decide(options: Mapping[str, Any], data: Data) -> dict[str, Any]:
     return {**options, "classes": options["classes"] or found, "labelled": options["labelled"] or known}
 
 
+def passed_over(options: Mapping[str, Any], data: Data) -> list[str]:
+    """Say where labels are left out, or classes have none: by a config that was made for other data, perhaps."""
+    every = [labels_of(getattr(data, name), name) for name in ("train", "validation", "test")]
+    kept, known, notes = int(options["labelled"]), int((every[0] != MISSING).sum()), []
+    if kept < known:
+        notes.append(
+            f"{kept} of the {known} labels of training rows are known, {known - kept} are left out (--model.labelled {known}, "
+            "or 0, for all)"
+        )
+    if (found := int(torch.cat(every).max()) + 1) < options["classes"]:
+        notes.append(
+            f"{options['classes']} classes, and the labels are of {found}: p(y) gives each class the same, so that log p(x) of "
+            f"rows is of {options['classes']} (--model.classes {found}, or 0, for those of the labels)"
+        )
+    return notes
+
+
 def labels_of(split: Split, name: str = "train") -> Tensor:
     """Return the labels of a split, −1 where there is none.
 
@@ -156,7 +173,8 @@ def report(model: SemiSupervised, split: Split, shape: Shape) -> dict[str, Any]:
 
 
 KIND = ModelKind(
-    make=make_semi_supervised, labels=True, objectives=("elbo",), decide=decide, train_rows=train_rows, terms=terms,
+    make=make_semi_supervised, labels=True, objectives=("elbo",), decide=decide, passed_over=passed_over,
+    train_rows=train_rows, terms=terms,
     encode=encode, reconstruct=reconstruct, report=report,
     likelihood_of_rows=likelihood_of_rows, likelihood_of_draws=likelihood_of_draws,
     interpolate="a code is a class and a z, and between two classes there is nothing. Of one class, in Python: "

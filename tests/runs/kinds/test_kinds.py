@@ -19,7 +19,7 @@ from pyro_vae.runs.data_choices import decided
 from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
 from pyro_vae.runs.kinds.hierarchical import GUIDES, widths_of
 from pyro_vae.runs.kinds.multimodal import GUIDES as MODALITIES
-from pyro_vae.runs.kinds.semi_supervised import decide, keep_labels, train_rows
+from pyro_vae.runs.kinds.semi_supervised import decide, keep_labels, passed_over, train_rows
 from pyro_vae.runs.kinds.sequence import sequences, steps_of
 from pyro_vae.runs.kinds.sequence import train_rows as sequences_to_train_on
 from pyro_vae.runs.kinds.table import MODELS
@@ -241,6 +241,18 @@ def test_accuracy_stands_beside_the_evidence(runs):
     told, test = run.evidence["classification"], open_data(run).test
     right = (run.vae.classify(test.x).argmax(-1) == test.y).double()
     assert told["accuracy"] == pytest.approx(right.mean().item()) and told["rows"] == len(test)
+
+
+def test_labels_and_classes_that_a_config_leaves_out_are_told():
+    """As a fork on data of more labels, which has its parent's config."""
+    more = Labels([0, 1, 1, 0, -1])
+    parents = decide(DEFAULTS, Labels([0, 1, -1, -1, -1]))
+    assert parents["labelled"] == 2 and passed_over(decide(parents, more), more) == [
+        "2 of the 4 labels of training rows are known, 2 are left out (--model.labelled 4, or 0, for all)"
+    ]
+    assert passed_over(decide(DEFAULTS, more), more) == [] == passed_over(decide(parents | {"labelled": 0}, more), more)
+    (note,) = passed_over(decide(parents | {"labelled": 0, "classes": 3}, more), more)
+    assert note.startswith("3 classes, and the labels are of 2:")
 
 
 DEFAULTS = {"classes": 0, "labelled": 0, "weight": 0.1}
