@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -22,6 +20,8 @@ from pyro_vae.runs.evaluations import EvaluationName, evaluations
 from pyro_vae.runs.load import open_data
 from pyro_vae.runs.report.words import evaluation_command
 from pyro_vae.runs.resume_run import resume_run
+from pyro_vae.runs.train_run import Curve
+from tests.helpers.children import Child
 from tests.helpers.command_line import small
 
 K = ["--num-samples", "20"]
@@ -225,42 +225,32 @@ def test_images_of_any_layout_train_and_are_drawn(tmp_path, shape, capsys):
 # what has not ended
 
 
-INTERRUPT = """
-import sys
-from pyro_vae.cli.main import main
-from pyro_vae.runs.train_run import Curve
-call = Curve.__call__
-def wait(self, record):
-    print("epoch", record["epoch"], flush=True)
-    return call(self, record)
-Curve.__call__ = wait
-sys.exit(main(sys.argv[1:]))
-"""
+def train_aloud(run, hang_up):
+    """Run in a child: a long training that prints each epoch; what it does of itself when its terminal closes."""
+    signal.signal(signal.SIGHUP, hang_up)
+    call = Curve.__call__
+
+    def aloud(self, record):
+        print("epoch", record["epoch"], flush=True)
+        return call(self, record)
+
+    Curve.__call__ = aloud
+    return main(["train", "--run", str(run), *small("--epochs", "100000", "--device", "cpu")])
 
 
-def interrupted(run, number, before=(), ignored=False):
-    """A training that hears a signal in its third epoch; its exit code."""
-    options = small("--epochs", "100000", "--device", "cpu")
-    heard = (
-        "" if ignored else "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-    )  # also in a suite under nohup
-    command = [sys.executable, "-c", heard + INTERRUPT, "train", "--run", str(run), *options]
-    if ignored:
-        command = ["nohup", *command]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in child.stdout:
-        if line.startswith("epoch 3"):
-            break
-    child.send_signal(number)
-    if ignored:
-        for line in child.stdout:  # it goes on
-            if line.startswith("epoch 9"):
-                break
-        child.send_signal(signal.SIGTERM)
-    for _ in child.stdout:  # to its end: a pipe that closes ends a training as well
-        pass
-    child.stdout.close()
-    return child.wait(timeout=60)
+def interrupted(run, number, ignored=False):
+    """A training that hears a signal in its third epoch, perhaps as ``nohup`` starts it; its exit code."""
+    child = Child(train_aloud, run, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        child.until("epoch 3\n")
+        child.send_signal(number)
+        if ignored:
+            child.until("epoch 9\n")  # it goes on
+            child.send_signal(signal.SIGTERM)
+        child.communicate(60)
+    finally:
+        child.kill()
+    return child.returncode
 
 
 def test_a_terminal_that_closes_saves_like_sigterm(tmp_path, capsys):

@@ -1,8 +1,6 @@
 """Training from the command line: options, files of one's own, and data that does not fit."""
 
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,6 +15,7 @@ from pyro_vae.likelihoods import fitting
 from pyro_vae.runs import folder, marginal_baseline
 from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.load import load_run
+from tests.helpers.children import Child
 from tests.helpers.command_line import small
 
 SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
@@ -272,13 +271,15 @@ def test_divergence_exits_5_and_keeps_finite_weights(train, tmp_path, capsys):
 
 def test_ctrl_c_saves_the_best_weights_and_exits_130(tmp_path, device):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "pyro_vae.cli.main", "train", "--run", str(run), *small("--epochs", "100000")]
-    process = subprocess.Popen([*command, "--device", str(device)], stderr=subprocess.PIPE, text=True)
+    process = Child(main, ["train", "--run", str(run), *small("--epochs", "100000"), "--device", str(device)])
     deadline = time.monotonic() + 120
     while len(folder.read_lines(run / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "interrupted at step" in said
     best = max(folder.read_lines(run / "metrics.jsonl"), key=lambda m: m["elbo"])["epoch"]
