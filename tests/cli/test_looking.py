@@ -22,7 +22,7 @@ from pyro_vae.runs.report.words import evaluation_command
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import Curve
 from tests.helpers.children import Child
-from tests.helpers.command_line import small
+from tests.helpers.command_line import quiet_command, small
 from tests.helpers.environment import HEAVY
 
 K = ["--num-samples", "20"]
@@ -156,12 +156,14 @@ def test_chains_are_annealed_in_chunks_of_the_size_that_is_asked_for(run, capsys
     for size in (16384, 3, 2):  # by default; as small, but one chunk; chains of a row in parts
         assert main(["evaluate", str(run), *options, str(size), "--device", "cpu"]) == 0
         found = folder.read_sealed(run / "evidence-test-first-1-annealing.json")
-        own = ais(
-            opened.vae.model, opened.vae.guide, x, start="guide", num_temperatures=3, num_chains=3,
-            leapfrog_steps=LEAPFROGS, chunk_size=size, verbose=False,
-        )  # fmt: skip
-        assert found["log_px"] == own.log_px.mean().item() and found["chunk_size"] == size
+        assert found["chunk_size"] == size
         numbers[size] = found["log_px"]
+        if size < 16384:
+            own = ais(
+                opened.vae.model, opened.vae.guide, x, start="guide", num_temperatures=3, num_chains=3,
+                leapfrog_steps=LEAPFROGS, chunk_size=size, verbose=False,
+            )  # fmt: skip
+            assert found["log_px"] == own.log_px.mean().item()
     assert numbers[16384] == numbers[3] != numbers[2]
     main_one = SimpleNamespace(name=EvaluationName(**found["evaluation"]))
     facts = SimpleNamespace(path=run, summary=found, main=main_one)
@@ -239,7 +241,7 @@ def train_aloud(run, hang_up):
         return call(self, record)
 
     Curve.__call__ = aloud
-    return main(["train", "--run", str(run), *small("--epochs", "100000", "--device", "cpu")])
+    return quiet_command("train", "--run", str(run), *small("--epochs", "100000", "--device", "cpu"))
 
 
 def interrupted(run, number, ignored=False):

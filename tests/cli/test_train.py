@@ -16,7 +16,7 @@ from pyro_vae.runs import folder, marginal_baseline
 from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.load import load_run
 from tests.helpers.children import Child
-from tests.helpers.command_line import small
+from tests.helpers.command_line import quiet_command, small
 from tests.helpers.data import few_digits
 from tests.helpers.environment import HEAVY
 
@@ -275,7 +275,7 @@ def test_divergence_exits_5_and_keeps_finite_weights(train, tmp_path, capsys):
 
 def test_ctrl_c_saves_the_best_weights_and_exits_130(tmp_path, device):
     run = tmp_path / "run"
-    process = Child(main, ["train", "--run", str(run), *small("--epochs", "100000"), "--device", str(device)])
+    process = Child(quiet_command, "train", "--run", str(run), *small("--epochs", "100000"), "--device", str(device))
     deadline = time.monotonic() + 120
     while len(folder.read_lines(run / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -7,12 +7,10 @@ import re
 import signal
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
-from pyro_vae.cli.main import main
 from pyro_vae.errors import DivergedError, RunFolderError, UsageError
 from pyro_vae.runs import folder, several_processes
 from pyro_vae.runs.checkpoint import Checkpoints
@@ -33,15 +31,8 @@ FLAGS = [
     *("--data", "digits", "--binarization", "dynamic", "--hidden", "16", "--latent-dim", "4", "--epochs", "8"),
     *("--batch-size", "128", "--shards", "8", "--seed", "3", "--kl", "beta", "--kl.beta", "2", "--kl.schedule", "constant"),
 ]  # fmt: skip
-HERE = "tests.processes.test_shards_runs"
-COMMAND = [f"{HERE}:command", "train", "--num-samples", "10", "--device", "cpu"]
+COMMAND = ["tests.helpers.command_line:quiet_command", "train", "--num-samples", "10", "--device", "cpu"]
 OFTEN = ["--checkpoint-minutes", "0.0005"]
-
-
-def command(*words):
-    """Run in each rank: a command, without its pictures."""
-    without_rendering(SimpleNamespace(setattr=setattr))
-    return main([*words])
 
 
 def left(path):
