@@ -245,11 +245,11 @@ def test_a_run_that_compiles_on_the_way_goes_on_to_the_same_bits(tmp_path, monke
     monkeypatch.setitem(traced.ACCELERATORS, "compile", lambda *a: made.append(1) or finish(*a))
     whole = outcome(*trained(annealed, tmp_path / "whole", batch_size=10, epochs=5))
     assert len(made) == 1
-    for step in (3, 8) if HEAVY else (8,):
+    for step in (3, 8):
         with pytest.raises(Killed):
             trained(annealed, tmp_path / str(step), step, batch_size=10, epochs=5)
         assert outcome(*trained(annealed, tmp_path / str(step), resume=True, batch_size=10, epochs=5)) == whole, step
-    assert len(made) == (4 if HEAVY else 3)
+    assert len(made) == 4
 
 
 def test_another_engine_goes_on_and_says_that_it_is_not_exact(tmp_path, capsys):
