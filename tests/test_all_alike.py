@@ -29,9 +29,18 @@ from pyro_vae import (
     simulation_based_calibration,
 )
 from pyro_vae.errors import ProgramError, SupportError
+from tests.helpers.pilots import short_pilots
 
 QUICK = {"num_temperatures": 4, "num_chains": 3, "leapfrog_steps": 2, "verbose": False}
 SAMPLED = {"num_samples": 100, "verbose": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Annealing has short pilots: how long they are enters none of these questions."""
+    with pytest.MonkeyPatch.context() as patch:
+        short_pilots(patch)
+        yield
 
 
 def by_quadrature(model, guide, x):

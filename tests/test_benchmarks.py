@@ -3,13 +3,13 @@
 import copy
 import json
 import math
-import subprocess
 import sys
 
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
+from benchmarks import __main__ as command
 from benchmarks import checkpoints, evidence_by_hand, history, linear_cost
 from benchmarks.by_hand import ByHand, normal_log_prob
 from benchmarks.cases import KINDS, QUICK, Case, data
@@ -19,14 +19,19 @@ from benchmarks.whole_step import WholeStep
 from pyro_vae import Bound, iwae, log_likelihood
 from pyro_vae.errors import SupportError
 from pyro_vae.training.metrics import EpochMetrics
-from tests.helpers.environment import ROOT
+from tests.helpers.children import printed_by
 
 CPU = torch.device("cpu")
 
 
+def run_quick_form(out):
+    """Run in a child."""
+    sys.argv[1:] = ["--quick", "--threads", "1", "--out", str(out)]
+    command.main()
+
+
 def test_the_quick_form_writes_table_json_pictures_and_history(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=500)
+    printed = printed_by(run_quick_form, tmp_path, seconds=500)
     results = json.loads((tmp_path / "benchmarks.json").read_text())
     steps = {case["case"]: case for case in results["cases"] if case["unit"] == "step"}
     assert list(steps) == [case.name for case in QUICK]
@@ -36,7 +41,7 @@ def test_the_quick_form_writes_table_json_pictures_and_history(tmp_path):
         assert case["peers"][case["ours"]]["ratio"] == 1 and "pyro_vae" in case["ours"] and case["failed"] == {}
         assert all(math.isfinite(r["ms"]) and r["ms"] > 0 for r in case["peers"].values())
     assert any("importance sampling" in case["case"] for case in results["cases"])
-    assert done.stdout.startswith((tmp_path / "benchmarks.md").read_text()[:40])
+    assert printed.startswith((tmp_path / "benchmarks.md").read_text()[:40])
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("benchmarks.png", "growth.png"))
     (run,) = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
     assert set(run["ratios"]) == {case["case"] for case in results["cases"]} and run["versions"]["torch"]

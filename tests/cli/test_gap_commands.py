@@ -19,10 +19,10 @@ def page_of(run):
 
 
 def test_a_split_of_the_gap_is_that_of_the_programs_and_enters_the_report(run, capsys):
-    assert main(["gaps", str(run), *QUICK, "--steps", "10", "--chunk-size", "128"]) == 0
+    assert main(["gaps", str(run), *QUICK, "--steps", "4", "--chunk-size", "128"]) == 0
     opened = load_run(run)
     direct = gaps(
-        opened.vae.model, opened.vae.guide, open_data(opened).test.x[:4], steps=10, chunk_size=128, verbose=False
+        opened.vae.model, opened.vae.guide, open_data(opened).test.x[:4], steps=4, chunk_size=128, verbose=False
     )
     kept = json.loads((run / "gaps.json").read_text())
     assert kept["of_gap"]["gap"]["value"] == pytest.approx(direct.gap.mean().item(), abs=1e-9) and kept["rows"] == 4

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from pyro_vae.cli.main import main
 from pyro_vae.errors import RunFolderError
 from pyro_vae.runs import folder
 from pyro_vae.runs.load import load_run
+from tests.helpers.children import printed_by
 
 SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
 
@@ -53,18 +52,7 @@ def test_a_reloaded_run_gives_the_same_log_px_to_the_last_bit_in_a_fresh_process
     else:
         main(["evaluate", str(run), "--num-samples", "20", "--device", str(device)])
         before = (run / "evidence.csv").read_bytes()
-    command = [
-        sys.executable,
-        "-m",
-        "pyro_vae.cli.main",
-        "evaluate",
-        str(run),
-        "--num-samples",
-        "20",
-        "--device",
-        str(device),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    printed_by(main, ["evaluate", str(run), "--num-samples", "20", "--device", str(device)])
     assert (run / "evidence.csv").read_bytes() == before
 
 

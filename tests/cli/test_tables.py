@@ -95,11 +95,13 @@ def test_bytes_are_counts_under_auto(train, tmp_path, capsys, kind):
         np.savetxt(path, x, delimiter=",", fmt="%d")
     else:
         np.save(path, x.reshape(200, 3, 2, 2) if kind == "colours" else x)
-    more = ["--epochs", "40", "--hidden", "32", "--batch-size", "20", "--learning-rate", "0.005"]
+    enough = kind == "bytes"  # training to be better than the floor: the others are the same rows
+    more = ["--epochs", "40" if enough else "1", "--hidden", "32", "--batch-size", "20", "--learning-rate", "0.005"]
     assert train("run", "--data", str(path), *more) == 0
     said, evidence = capsys.readouterr(), folder.read_json(tmp_path / "run" / "evidence.json")
     assert "likelihood auto: discretized_logistic, as x holds whole numbers 0 to 255" in said.err
-    assert evidence["measure"] == "counts" and evidence["bits_per_dim"] < 8 and evidence["floor"]["cleared_by"] > 0
+    assert evidence["measure"] == "counts"
+    assert not enough or (evidence["bits_per_dim"] < 8 and evidence["floor"]["cleared_by"] > 0)
 
 
 def test_evidence_by_another_proposal_tells_the_guides_gap(run, capsys):

@@ -11,6 +11,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder, marginal_baseline
 from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.config import Config
+from tests.helpers.data import few_digits
 from tests.helpers.environment import HEAVY
 
 SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
@@ -131,6 +132,7 @@ def test_help_names_every_command(capsys):
 )
 def test_named_parts_train_and_come_back_from_the_folder(train, tmp_path, device, options, monkeypatch):
     monkeypatch.setattr(marginal_baseline, "fit_marginal", partial(marginal_baseline.fit_marginal, steps=30))
+    few_digits(monkeypatch)
     assert train("run", "--latent-dim", "3", *options) == 0
     first = folder.read_json(tmp_path / "run" / "evidence.json")
     assert main(["evaluate", str(tmp_path / "run"), "--num-samples", "20", "--device", str(device)]) == 0

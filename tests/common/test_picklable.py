@@ -3,10 +3,7 @@
 import copy
 import functools
 import io
-import multiprocessing
 import pickle
-import subprocess
-import sys
 
 import joblib
 import pyro
@@ -48,6 +45,7 @@ from pyro_vae.distributions.features import FamilyOfOptions
 from pyro_vae.errors import ProgramError
 from pyro_vae.models.networks import Tanh
 from pyro_vae.runs.registry import build, names
+from tests.helpers.children import FRESH, printed_by
 from tests.helpers.small import binary, small_vae
 from tests.runs.test_registry import ELEMENTS, config
 
@@ -288,15 +286,21 @@ def test_a_function_over_a_global_network_is_refused_and_a_partial_has_its_own()
     assert loss(again, x) != loss(whole, x)
 
 
+def unpickle(path):
+    """Run in a child, which has made a network of its own."""
+    with pytest.raises(ProgramError) as refused:
+        pickle.loads(path.read_bytes())
+    print(refused.value)
+
+
 def test_another_process_does_not_run_its_own_network_in_the_place_of_the_saved(tmp_path):
     vae = VAE(StandardNormal(2), decode, Conditional(MLP(6, 4, (4,)), normal))
     (tmp_path / "vae").write_bytes(pickle.dumps(vae))
-    code = f"import pickle; pickle.load(open({str(tmp_path / 'vae')!r}, 'rb'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "would run 'likelihood.NET' (MLP) as it is here, not as it was saved" in done.stderr
+    said = printed_by(unpickle, tmp_path / "vae")
+    assert "would run 'likelihood.NET' (MLP) as it is here, not as it was saved" in said
 
 
-def test_a_spawned_process_scores_the_same_bits():
+def test_another_process_scores_the_same_bits():
     vae, x = trained(small_vae(), binary()), binary()
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with FRESH.Pool(1) as pool:
         assert torch.equal(pool.apply(score, (vae, x)), score(vae, x))

@@ -3,8 +3,7 @@
 import gzip
 import math
 import pickle
-import subprocess
-import sys
+import resource
 import tracemalloc
 
 import numpy as np
@@ -16,6 +15,7 @@ from pyro_vae.data import arrays as row_module
 from pyro_vae.data import as_rows, load
 from pyro_vae.data.table_layout import TableOptions
 from pyro_vae.errors import DataError, ShapeError, SupportError
+from tests.helpers.children import printed_by
 from tests.helpers.data import lay_out
 
 FILES = [f"{p}-{c}-ubyte" for p in ("train", "t10k") for c in ("images-idx3", "labels-idx1")]
@@ -217,23 +217,25 @@ def test_what_is_not_finite_is_found_in_any_chunk(monkeypatch):
 # files far larger than what they should hold
 
 
-def peak_growth(code, *arguments):
-    """GiB by which the memory of a child of its own grows while it runs some code, and what the code prints."""
-    start = "import resource, sys\npeak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
-    wrapped = f"{start}from pyro_vae.data import load\nbefore = peak()\n{code}\nprint(peak() - before)"
-    run = subprocess.run(
-        [sys.executable, "-c", wrapped, *map(str, arguments)], capture_output=True, text=True, check=True
-    )
-    *said, grown = run.stdout.splitlines()
+def peak():
+    """GiB that this process has held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def loading(source, folder):
+    """Run in a child: print what loading is refused with, and how much more memory it took."""
+    before = peak()
+    try:
+        load(source, data_dir=folder)
+    except Exception as error:
+        print(type(error).__name__, error)
+    print(peak() - before)
+
+
+def peak_growth(source, folder):
+    """GiB by which the memory of a child grows while it loads a file, and what it prints."""
+    *said, grown = printed_by(loading, source, folder).splitlines()
     return float(grown), "\n".join(said)
-
-
-LOADING = """
-try:
-    load(sys.argv[1], data_dir=sys.argv[2])
-except Exception as error:
-    print(type(error).__name__, error)
-"""
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -244,7 +246,7 @@ def test_an_mnist_file_of_3_gib_is_not_read_into_memory(tmp_path, packed):
     name = f"{FILES[1]}.gz" if packed else FILES[0]
     with (raw / name).open("ab") as file:
         file.truncate(3 * 2**30)
-    grown, said = peak_growth(LOADING, "mnist", tmp_path)
+    grown, said = peak_growth("mnist", tmp_path)
     assert said.startswith(f"DataError {raw}") and (packed or "too long: 3,221,225,472 bytes" in said)
     assert grown < 0.5
 
@@ -252,7 +254,7 @@ def test_an_mnist_file_of_3_gib_is_not_read_into_memory(tmp_path, packed):
 def test_a_csv_file_of_3_gib_of_zeros_is_not_read_into_memory(tmp_path):
     with (tmp_path / "x.csv").open("wb") as file:
         file.truncate(3 * 2**30)
-    grown, said = peak_growth(LOADING, tmp_path / "x.csv", tmp_path)
+    grown, said = peak_growth(tmp_path / "x.csv", tmp_path)
     assert "DataError" in said and "x.csv cannot be read" in said and "a line has more than" in said
     assert grown < 1
 

@@ -1,8 +1,10 @@
-"""Folders of data."""
+"""Folders of data; and less of a data set."""
 
 import os
 
 import numpy as np
+import sklearn.datasets
+from sklearn.utils import Bunch
 
 FILES = [f"{p}-{c}-ubyte" for p in ("train", "t10k") for c in ("images-idx3", "labels-idx1")]
 SIZES = [47_040_016, 60_008, 7_840_016, 10_008]
@@ -18,3 +20,10 @@ def lay_out(folder, sizes=SIZES, name="MNIST"):
         (raw / file).write_bytes(np.array(header, ">u4").tobytes())
         os.truncate(raw / file, size)
     return raw
+
+
+def few_digits(patch, rows=300):
+    """Have ``digits`` be its first rows: of a training that a test starts, and in which no number is that of all rows."""
+    whole = sklearn.datasets.load_digits()
+    few = Bunch(images=whole.images[:rows], target=whole.target[:rows])
+    patch.setattr(sklearn.datasets, "load_digits", lambda: few)

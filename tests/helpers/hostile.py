@@ -1,7 +1,4 @@
-"""A corpus of run folders as an attacker would make them, each from a good one; and a process that opens them, watched.
-
-usage: hostile.py GOOD FOLDER: prints one JSON object a hostile run: what refused it, its seconds, what was imported or run.
-"""
+"""A corpus of run folders as an attacker would make them, each from a good one; and a process that opens them, watched."""
 
 import json
 import os
@@ -205,6 +202,7 @@ def opened(run, how):
 
 
 def main(good, here):
+    """Print one JSON object a hostile run: what refused it, its seconds, what was imported or run. For a process of its own."""
     canary = here / CANARY
     made = {}
     for name, spoil in CORPUS.items():
@@ -225,7 +223,3 @@ def main(good, here):
         seconds = time.process_time() - start
         print(json.dumps({"name": name, "said": said, "seconds": seconds, "events": list(BAD)}), flush=True)
     print(json.dumps({"name": CANARY, "said": canary.exists(), "seconds": 0, "events": []}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

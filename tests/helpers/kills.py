@@ -1,19 +1,13 @@
-"""Runs a small training in forked children, kills them, goes on, and prints what each left. For test_survival.py.
-
-usage: kills.py FOLDER KILLS [ENGINE ...]: prints one JSON object a run: how it was killed, what a reader saw after each kill,
-and digests of all it left. With engines named, trainings, resumptions, evaluations and exports are killed under each.
-"""
+"""Runs a small training in forked children, kills them, goes on, and prints what each left. For test_survival.py."""
 
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -142,6 +136,10 @@ real_draw = workflows.draw_figures
 
 
 def main(here, kills, engines):
+    """Print one JSON object a run: how it was killed, what a reader saw after each kill, and digests of all it left.
+
+    With engines named, trainings, resumptions, evaluations and exports are killed under each. For a process of its own.
+    """
     workflows.draw_figures = lambda *_: None
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -174,7 +172,3 @@ def main(here, kills, engines):
         print(json.dumps(said | left(path)), flush=True)
     for engine in engines:
         whole_lives(here, config, kills, engine)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -11,6 +11,7 @@ DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 )  # a picture of one pixel
 CURVE_SAMPLES = 30  # enough for a Pareto k̂
+PNG, ALL_SAMPLES = figures.png, train_run.CURVE_SAMPLES
 
 
 def without_rendering(patch: pytest.MonkeyPatch) -> None:
@@ -21,3 +22,9 @@ def without_rendering(patch: pytest.MonkeyPatch) -> None:
     """
     patch.setattr(figures, "png", lambda drawn: DOT)
     patch.setattr(train_run, "CURVE_SAMPLES", CURVE_SAMPLES)
+
+
+def with_rendering(patch: pytest.MonkeyPatch) -> None:
+    """Take that back, for a test of a file whose others go without."""
+    patch.setattr(figures, "png", PNG)
+    patch.setattr(train_run, "CURVE_SAMPLES", ALL_SAMPLES)

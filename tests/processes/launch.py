@@ -1,17 +1,15 @@
-"""Processes as torchrun starts them, cheaper: a function of a test's module in each of W fresh interpreters.
+"""Processes as torchrun starts them, cheaper: a function of a test's module in each of W children.
 
-Importing torch and Pyro takes seconds in each: let one launch check many cases.
+A launch takes as long as what it imports beside the package, and as its processes take to meet: let one check many cases.
 """
 
+import importlib
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-CALL = "import sys, importlib; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*sys.argv[3:])"
+from tests.helpers.children import Child
+from tests.helpers.environment import ROOT
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,20 @@ def environments(world, port=None):
     return [{**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
-def start(world, command, **more):
-    """Start a command in each rank, and return the processes."""
-    return [
-        subprocess.Popen(command, env=env | more, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for env in environments(world)
-    ]
+def start(world, function, *args, **more):
+    """Start a function of a module, such as ``tests.processes.test_shards:train``, in each rank; return the processes.
+
+    Args:
+        args: texts, or what is made one.
+        more: what each has in its environment beside.
+    """
+    return [Child(call, function, *map(str, args), environment=env | more) for env in environments(world)]
 
 
-def start_function(world, function, *args, **more):
-    """Start a function of a module, such as ``tests.processes.test_shards:train``, with texts as arguments."""
+def call(function, *args):
+    """Run in a rank: the function, in a module that is imported there."""
     module, _, name = function.partition(":")
-    return start(world, [sys.executable, "-c", CALL, module, name, *map(str, args)], **more)
+    return getattr(importlib.import_module(module), name)(*args)
 
 
 def wait(processes, seconds=400):
@@ -68,7 +68,7 @@ def wait(processes, seconds=400):
 
 def launch(world, function, *args, seconds=400, **more):
     """Run a function in `world` processes that all end well; return what each printed."""
-    ended = wait(start_function(world, function, *args, **more), seconds)
+    ended = wait(start(world, function, *args, **more), seconds)
     for rank, process in enumerate(ended):
         assert process.code == 0, f"rank {rank} ended with {process.code}:\n{process.out}\n{process.err}"
     return [process.out for process in ended]

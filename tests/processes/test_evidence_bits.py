@@ -30,6 +30,7 @@ from pyro_vae.common.spread import by_itself, exchange, sharing, spread
 from pyro_vae.errors import IdleProcessesWarning, ProcessesError, ProgramError, UsageError
 from pyro_vae.evidence.importance import row_block_rounds
 from pyro_vae.evidence.importance.storage import numbers_of, tensors_of
+from tests.helpers.pilots import short_pilots
 
 from .launch import launch
 
@@ -205,7 +206,8 @@ def refusals(here):
 
 def run_cases(folder, *names):
     """Run in each rank: all cases by all ranks, whose results agree, and by one of them alone, in turn: the same bits."""
-    with joined("cpu", timeout=60) as here:
+    with joined("cpu", timeout=60) as here, pytest.MonkeyPatch.context() as patched:
+        short_pilots(patched)
         row_block_rounds.COLLECT = 0.05  # seconds: several exchanges in each
         odd, idle = [], []
         chosen = {name: case for name, case in cases().items() if not names or name in names}

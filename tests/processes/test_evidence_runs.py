@@ -16,7 +16,7 @@ from pyro_vae.evidence.importance import row_block_rounds
 from pyro_vae.runs import bracket_run, evaluate_run, gaps_run, particle_cache, train_run
 from pyro_vae.runs.config import Config
 
-from .launch import launch, start_function, wait
+from .launch import launch, start, wait
 
 HERE = "tests.processes.test_evidence_runs"
 TIMES = ("seconds", "time", "machine", "sha256", "csv_sha256", "date")
@@ -127,7 +127,7 @@ def test_files_of_two_processes_are_those_of_one_and_a_killed_evaluation_goes_on
     trained, tmp_path, capsys, monkeypatch
 ):
     runs = {name: shutil.copytree(trained, tmp_path / name) for name in ("one", "two", "left")}
-    ranks = start_function(2, f"{HERE}:killed", runs["left"])
+    ranks = start(2, f"{HERE}:killed", runs["left"])
     first, second = wait(ranks)
     assert (first.code, second.code) == (8, -signal.SIGKILL)
     assert re.search(

@@ -19,7 +19,7 @@ from pyro_vae.common.processes import Processes, asked_of, explain, joined, proc
 from pyro_vae.data import Stored, write_shards
 from pyro_vae.errors import DataError, ProcessesError, UsageError
 
-from .launch import environments, free_port, start_function, wait
+from .launch import environments, free_port, start, wait
 
 HERE = "tests.processes.test_processes"
 WAYS = {
@@ -93,7 +93,7 @@ def told(tmp_path_factory):
     (second,) = (folder / "damaged").glob("*1.npy")
     second.write_bytes(second.read_bytes()[:-1] + b"x")
     next((folder / "missing").glob("*1.npy")).unlink()
-    first, second = wait(start_function(2, f"{HERE}:all_ways", folder, *(free_port() for _ in WAYS)), 100)
+    first, second = wait(start(2, f"{HERE}:all_ways", folder, *(free_port() for _ in WAYS)), 100)
     assert first.code == 0, first.err
     return first.out.splitlines(), second
 

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from dataclasses import replace
 
@@ -32,15 +31,7 @@ FLAGS = [
     *("--data", "digits", "--binarization", "dynamic", "--hidden", "16", "--latent-dim", "4", "--epochs", "8"),
     *("--batch-size", "128", "--shards", "8", "--seed", "3", "--kl", "beta", "--kl.beta", "2", "--kl.schedule", "constant"),
 ]  # fmt: skip
-QUICK = """
-import sys
-from types import SimpleNamespace
-from pyro_vae.cli.main import main
-from tests.helpers.pictures import without_rendering
-without_rendering(SimpleNamespace(setattr=setattr))
-sys.exit(main(sys.argv[1:]))
-"""
-COMMAND = [sys.executable, "-c", QUICK, "train", "--num-samples", "10", "--device", "cpu"]
+COMMAND = ["tests.helpers.command_line:quiet_command", "train", "--num-samples", "10", "--device", "cpu"]
 OFTEN = ["--checkpoint-minutes", "0.0005"]
 
 
@@ -92,7 +83,7 @@ def test_a_rank_that_dies_ends_the_others_by_name_and_one_process_goes_on_to_the
     for killed in [moments.randrange(2) for _ in range(10)] if HEAVY else (1,):
         again = ["--resume", str(path)] if path.exists() else ["--run", str(path), *FLAGS]
         before = max(1, newest(path))  # the first is made before the first step
-        ranks = start(2, [*COMMAND, *again, *OFTEN])
+        ranks = start(2, *COMMAND, *again, *OFTEN)
         until(lambda before=before: newest(path) > before, ranks)
         time.sleep(moments.random() * 0.05)
         os.kill(ranks[killed].pid, signal.SIGKILL)
@@ -111,7 +102,7 @@ def test_a_rank_that_dies_ends_the_others_by_name_and_one_process_goes_on_to_the
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_two_processes_go_on(tmp_path, alone):
     path = tmp_path / "run"
-    ranks = start(2, [*COMMAND, "--run", str(path), *FLAGS])
+    ranks = start(2, *COMMAND, "--run", path, *FLAGS)
     until(lambda: (path / "metrics.jsonl").is_file() and len(folder.read_lines(path / "metrics.jsonl")) >= 2, ranks)
     ranks[1].send_signal(signal.SIGTERM)
     ended = wait(ranks, 30)
@@ -121,7 +112,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_two_processes_go_on(tmp_
         line.split("interrupted at step ")[1].split(";")[0] for e in ended for line in [e.err] if "at step" in line
     }
     assert len(steps) == 1
-    ended = wait(start(2, [*COMMAND, "--resume", str(path)]))
+    ended = wait(start(2, *COMMAND, "--resume", path))
     assert [e.code for e in ended] == [0, 0], ended
     assert left(path) == alone
     assert "log p(x)" in ended[0].out and ended[1].out == ""

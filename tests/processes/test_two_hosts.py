@@ -14,10 +14,11 @@ from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.processes import joined
 from pyro_vae.data import Stored, write_shards
 
-from .launch import CALL, environments, launch, wait
+from .launch import environments, launch, wait
 
 HOSTS = {"pvhost0": "10.213.77.1", "pvhost1": "10.213.77.2"}  # namespace to address
 PORT = 29517
+TRAIN = "import sys; from tests.processes.test_two_hosts import train; train(sys.argv[1])"
 
 
 def train(folder):
@@ -66,7 +67,7 @@ def test_two_hosts_train_to_the_bits_of_one_process(hosts, tmp_path):
     x = torch.randn(1000, 6, generator=torch.Generator().manual_seed(2))
     write_shards(x, tmp_path / "rows", rows=300)
     (alone,) = launch(1, "tests.processes.test_two_hosts:train", tmp_path / "rows")
-    command = [sys.executable, "-c", CALL, "tests.processes.test_two_hosts", "train", str(tmp_path / "rows")]
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "rows")]
     started = []
     for i, (host, env) in enumerate(zip(hosts, environments(2, PORT), strict=True)):
         env |= {"MASTER_ADDR": HOSTS[hosts[0]], "GLOO_SOCKET_IFNAME": f"pvcable{i}"}

@@ -122,10 +122,10 @@ def nan_case():
 
 
 CASES = {
-    "eager": elbo_case,
+    "eager": partial(elbo_case, rows=300, epochs=2),
     "trace": partial(elbo_case, engine="trace"),
     "dreg": dreg_case,
-    "vamp": lambda: (with_vamp(), {"shards": 4, "batch_size": 96, "epochs": 2, "engine": "trace"}),
+    "vamp": lambda: (with_vamp(), {"shards": 4, "batch_size": 96, "epochs": 2, "engine": "trace", "rows": 300}),
     "beta": beta_case,
     "stopped": stopped_case,
     "nan": nan_case,

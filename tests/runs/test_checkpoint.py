@@ -6,8 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
-import subprocess
-import sys
+import shutil
 import time
 from pathlib import Path
 
@@ -21,7 +20,10 @@ from pyro_vae.errors import BusyError, CheckpointError, RunFolderError, StorageE
 from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import GROUPS, Checkpoints
 from pyro_vae.runs.lock import locked
-from tests.helpers.environment import ENV, HEAVY
+from pyro_vae.runs.weights import save_model
+from tests.helpers.children import printed_by
+from tests.helpers.environment import HEAVY
+from tests.helpers.namespaces import linux, mount_small_disk, skip_without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -286,23 +288,14 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-FULL = r"""
-import pathlib, shutil, sys, torch
-from pyro_vae.errors import StorageError
-from pyro_vae.runs import folder
-from pyro_vae.runs.checkpoint import GROUPS, Checkpoints
-from pyro_vae.runs.weights import save_model
-
-here, small, large = pathlib.Path(sys.argv[1]), {"w": torch.ones(8)}, {"w": torch.ones(2**18)}
-saved = Checkpoints(here)
+STEPS = [*GROUPS, "config.json", "metrics.jsonl", "model.safetensors"]
 
 
-def generation(big):
-    saved.save({"step": 2}, {group: large if group == big else small for group in GROUPS})
-
-
-def other(step):
-    if step == "model.safetensors":
+def write_what_is_too_large(here, step):
+    small, large = {"w": torch.ones(8)}, {"w": torch.ones(2**18)}
+    if step in GROUPS:
+        Checkpoints(here).save({"step": 2}, {group: large if group == step else small for group in GROUPS})
+    elif step == "model.safetensors":
         save_model(here, torch.nn.Linear(512, 512))
     elif step == "config.json":
         folder.write_json(here / step, {"a": "b" * 2**20})
@@ -310,37 +303,33 @@ def other(step):
         folder.append_line(here / step, {"a": "b" * 2**20})
 
 
-for step in sys.argv[2:]:
-    saved.save({"step": 1}, {group: small for group in GROUPS})
-    (here / "config.json").write_text("{}")
-    said = "nothing"
-    try:
-        generation(step) if step in GROUPS else other(step)
-    except StorageError as error:
-        said = f"StorageError {error}"
-    left = [p.name for p in here.rglob("*") if ".part" in p.name]
-    print(f"== {said} left {left} step {saved.newest().head['step']} config {(here / 'config.json').read_text()}")
-    for entry in here.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-"""
-STEPS = [*GROUPS, "config.json", "metrics.jsonl", "model.safetensors"]
+def fill(here):
+    """Run in a child: each writing step on a disk that is too small for it."""
+    mount_small_disk(here, "256k")
+    saved = Checkpoints(here)
+    for step in STEPS:
+        saved.save({"step": 1}, {group: {"w": torch.ones(8)} for group in GROUPS})
+        (here / "config.json").write_text("{}")
+        said = "nothing"
+        try:
+            write_what_is_too_large(here, step)
+        except StorageError as error:
+            said = f"StorageError {error}"
+        left = [p.name for p in here.rglob("*") if ".part" in p.name]
+        print(f"== {said} left {left} step {saved.newest().head['step']} config {(here / 'config.json').read_text()}")
+        for entry in here.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 @pytest.fixture(scope="module")
 def full_disk(tmp_path_factory):
     """What each writing step does on a tmpfs of 256 KiB, in a user namespace of its own."""
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no user namespaces here (unshare -rm), so no tmpfs to fill")
-    here = tmp_path_factory.mktemp("disk")
-    script = here.with_name("full.py")
-    script.write_text(FULL)
-    mounted = 'mount -t tmpfs -o size=256k none "$1" && exec "$0" "$2" "$1" "${@:3}"'
-    command = ["unshare", "-rm", "bash", "-c", mounted, sys.executable, str(here), str(script), *STEPS]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=ENV).stdout
+    skip_without("-rm")
+    said = printed_by(fill, tmp_path_factory.mktemp("disk"))
     return dict(zip(STEPS, said.split("== ")[1:], strict=True))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tmpfs in a user namespace is Linux's")
+@linux
 @pytest.mark.parametrize("step", STEPS)
 def test_a_full_disk_loses_nothing_in_any_writing_step(full_disk, step):
     said = full_disk[step]
@@ -424,16 +413,19 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
         pass
 
 
+def refuse(path):
+    """Run in a child: the lock of a folder is another's."""
+    with pytest.raises(BusyError) as refused, locked(path):
+        pass
+    print(refused.value)
+
+
 def test_a_pipe_in_the_place_of_the_lock_s_owner_is_not_waited_for(tmp_path):
     """Whoever is refused reads who holds the lock; what a stranger put there must not hold it up."""
     with locked(tmp_path):
         (tmp_path / ".lock.json").unlink()
         os.mkfifo(tmp_path / ".lock.json")
-        code = (
-            "import pathlib, sys; from pyro_vae.runs.lock import locked; locked(pathlib.Path(sys.argv[1])).__enter__()"
-        )
-        refused = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120)
-    assert "BusyError" in refused.stderr and "written to by another process" in refused.stderr
+        assert "written to by another process" in printed_by(refuse, tmp_path, seconds=60)
 
 
 def write_until(path, end):

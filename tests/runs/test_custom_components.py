@@ -24,6 +24,7 @@ from pyro_vae.runs.custom_components import adopt, features_of
 from pyro_vae.runs.evaluate_run import evaluate_run
 from pyro_vae.runs.registry import build, resolved
 from pyro_vae.runs.train_run import train_run
+from tests.helpers.data import few_digits
 
 
 class Shifted(nn.Module):
@@ -63,12 +64,19 @@ CONFIG = Config(
     hidden=(8,),
     latent_dim=2,
     epochs=1,
-    batch_size=256,
+    batch_size=100,
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer():
+    with pytest.MonkeyPatch.context() as patch:
+        few_digits(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, fewer):
     path = tmp_path_factory.mktemp("own") / "run"
     before = [dict(PRIORS), dict(POSTERIORS), dict(FAMILIES)]
     train_run(CONFIG, str(path), components=MINE, device="cpu", num_samples=5)

@@ -26,12 +26,20 @@ from pyro_vae.runs.report.seeds import judge, render_seeds
 from pyro_vae.runs.weights import save_model
 from tests.helpers import kills
 from tests.helpers.command_line import small
+from tests.helpers.data import few_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer():
+    with pytest.MonkeyPatch.context() as patch:
+        few_digits(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, fewer):
     path = tmp_path_factory.mktemp("ensembles")
     more = ["--device", "cpu", "--num-samples", "60", "--hidden", "4", "--epochs", "1"]
     followed = ["--tracker", "tensorboard"] if installed("tensorboard") else []

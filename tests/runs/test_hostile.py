@@ -1,12 +1,11 @@
 """Runs and files of strangers: every entry of the corpus is refused, fast, in little memory, and nothing of it is executed."""
 
 import json
+import pickle
 import resource
-import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,8 @@ from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.load import load_run
 from tests.helpers import hostile
-from tests.helpers.environment import ENV, HEAVY
+from tests.helpers.children import printed_by
+from tests.helpers.environment import HEAVY
 from tests.helpers.run_folders import train_small
 
 EXAMPLES = 2000 if HEAVY else 60
@@ -45,8 +45,7 @@ def good(tmp_path_factory):
 def refused(good, tmp_path_factory):
     """What became of every entry, in a process with 1 GiB to spare and every import, call and unpickling on record."""
     here = tmp_path_factory.mktemp("corpus")
-    command = [sys.executable, hostile.__file__, str(good), str(here)]
-    said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
+    said = printed_by(hostile.main, good, here)
     return {made["name"]: made for made in map(json.loads, said.splitlines())}
 
 
@@ -61,14 +60,16 @@ def test_no_canary_was_left(refused):
     assert refused[hostile.CANARY]["said"] is False
 
 
+def unpickle(canary):
+    """Run in a child."""
+    sys.addaudithook(hostile.hook)
+    pickle.loads(hostile.pickled(canary))
+    print(hostile.BAD)
+
+
 def test_the_hook_sees_what_it_watches_for(tmp_path):
     """A pickle that is loaded leaves its canary, and its events."""
-    script = (
-        "import sys, pickle; sys.path.insert(0, sys.argv[1]); import hostile; sys.addaudithook(hostile.hook); "
-        "pickle.loads(hostile.pickled(sys.argv[2])); print(hostile.BAD)"
-    )
-    command = [sys.executable, "-c", script, str(Path(hostile.__file__).parent), str(tmp_path / "canary")]
-    said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
+    said = printed_by(unpickle, str(tmp_path / "canary"))
     assert (tmp_path / "canary").exists() and "pickle.find_class" in said and "os.mkdir" in said
 
 

@@ -58,11 +58,13 @@ def test_allowed_cells_train_and_score(prior, posterior, device):
     """One step of stock SVI with a finite gradient at every parameter, and finite log weights, under every fifth likelihood.
 
     Under every third where a part has few partners. Which ones goes around with the cells, so that each part of real latents
-    meets them all; the long form has every cell.
+    meets them all; the long form has every cell. The checks of programs, which take half of a cell's time, are made once for
+    each prior and posterior, and under a VampPrior for each likelihood.
     """
     turn = names("prior").index(prior) + names("posterior").index(posterior)
     every = 5 if min(partners("prior", prior), partners("posterior", posterior)) > 5 else 3
-    for likelihood in names("likelihood") if HEAVY else names("likelihood")[turn % every :: every]:
+    chosen = names("likelihood") if HEAVY else names("likelihood")[turn % every :: every]
+    for likelihood in chosen:
         pyro.clear_param_store()
         torch.manual_seed(1)
         vae = build(config(prior, likelihood, posterior), (ELEMENTS,))
@@ -71,11 +73,12 @@ def test_allowed_cells_train_and_score(prior, posterior, device):
             x = vae.likelihood(z).sample().float().to(device)
         vae.to(device)
         cell = f"{prior}, {likelihood}, {posterior}"
-        report = check(vae.model, vae.guide, x)
-        discrete = [f for f in report.findings if f.kind == "discrete"]
-        assert report.ok and len(report.findings) == len(discrete) == (posterior == "one_hot_categorical"), (
-            f"{cell}: {report}"
-        )
+        if HEAVY or prior == "vamp" or likelihood == chosen[0]:
+            report = check(vae.model, vae.guide, x)
+            discrete = [f for f in report.findings if f.kind == "discrete"]
+            assert report.ok and len(report.findings) == len(discrete) == (posterior == "one_hot_categorical"), (
+                f"{cell}: {report}"
+            )
         svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
         assert torch.isfinite(torch.tensor(svi.step(x))), cell
         Trace_ELBO().loss_and_grads(vae.model, vae.guide, x)

@@ -5,7 +5,7 @@ import io
 import locale
 import os
 import re
-import subprocess
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +21,10 @@ from pyro_vae.runs.evaluate_run import evaluate_run
 from pyro_vae.runs.load import load_run
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
-from tests.helpers.environment import ENV, SOURCE
+from tests.helpers.children import printed_by
+from tests.helpers.environment import SOURCE
 from tests.helpers.faults import in_child
+from tests.helpers.namespaces import NETWORK, leave, skip_without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,22 +176,15 @@ def test_whatever_the_system_refuses_to_write_exits_6(run, monkeypatch, capsys):
     assert "figures/samples.png" in said and "Free some space" in said
 
 
+def evaluate_alone(run):
+    """Run in a child."""
+    leave(NETWORK)
+    with pytest.raises(OSError, match="unreachable"):  # no network, indeed
+        socket.create_connection(("127.0.0.1", 9), timeout=5)
+    return main(["evaluate", run, "--num-samples", "3", "--device", "cpu"])
+
+
 def test_without_a_network_everything_runs(run):
     """Opening and scoring a run in a network namespace of its own, which has none."""
-    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
-        pytest.skip("no network namespaces here (unshare -rn)")
-    code = "import sys; from pyro_vae.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [
-        "unshare",
-        "-rn",
-        sys.executable,
-        "-c",
-        code,
-        "evaluate",
-        str(run),
-        "--num-samples",
-        "3",
-        "--device",
-        "cpu",
-    ]
-    subprocess.run(command, env=ENV, check=True, capture_output=True)
+    skip_without("-rn")
+    printed_by(evaluate_alone, str(run))

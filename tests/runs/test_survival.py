@@ -4,8 +4,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from pyro_vae.errors import (
     StorageError,
 )
 from pyro_vae.evidence.importance.storage import load_evidence
+from pyro_vae.runs import evaluate_run as evaluate_run_module
 from pyro_vae.runs import folder
 from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.checkpoint import Checkpoints
@@ -37,7 +36,9 @@ from pyro_vae.runs.train_run import train_run
 from pyro_vae.runs.weights import save_model
 from tests.helpers import kills
 from tests.helpers.bits import same
-from tests.helpers.environment import ENV, HEAVY
+from tests.helpers.children import printed_by
+from tests.helpers.environment import HEAVY
+from tests.helpers.namespaces import linux, mount_small_disk, skip_without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,8 +77,7 @@ def run(trained, tmp_path):
 def test_killed_at_any_moment_a_run_ends_as_it_would_have(tmp_path):
     """kill −9, inside every window of a save and at random times, in processes of their own."""
     times = 20 if HEAVY else 4
-    command = [sys.executable, kills.__file__, str(tmp_path), str(times)]
-    said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
+    said = printed_by(kills.main, tmp_path, times, [])
     whole, *cut = [json.loads(line) for line in said.splitlines()]
     assert len(cut) == times and any(made["codes"][0] == -9 for made in cut)
     for made in cut:
@@ -90,8 +90,7 @@ def test_killed_at_any_moment_a_run_ends_as_it_would_have(tmp_path):
 
 @pytest.mark.skipif(not HEAVY, reason="20 lives under each of three engines, of minutes")
 def test_killed_in_training_resumption_evaluation_and_export_a_reader_sees_one_generation(tmp_path):
-    command = [sys.executable, kills.__file__, str(tmp_path), "20", "eager", "trace", "compile"]
-    said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
+    said = printed_by(kills.main, tmp_path, 20, ["eager", "trace", "compile"], seconds=3600)
     lives = [made for made in (json.loads(line) for line in said.splitlines() if line[:1] == "{") if "same" in made]
     assert len(lives) == 60 and sum(code == -9 for made in lives for code in made["codes"]) > 100
     for made in lives:
@@ -208,49 +207,35 @@ def test_a_second_writer_exits_75_and_changes_no_byte(run, capsys):
         train_run(Config(data="digits"), run, overwrite=True, device="cpu")
 
 
-ON_A_DISK = """
-import pathlib, sys
-from pyro_vae.errors import StorageError
-from pyro_vae.runs import evaluate_run, train_run
-from pyro_vae.runs.resume_run import resume_run
-from pyro_vae.runs.checkpoint import Checkpoints
-from pyro_vae.runs.config import Config
+def train_on_a_small_disk(disk, config):
+    """Run in a child: a training whose disk is full at its fourth step, and that goes on once there is room."""
+    mount_small_disk(disk, "2m")
+    train_run_module.draw_figures = evaluate_run_module.draw_khat = lambda *_: None
+    run, filler, filled, real = disk / "run", disk / "filler", [], Checkpoints.save
 
-train_run.draw_figures = evaluate_run.draw_khat = lambda *_: None
-run, filler = pathlib.Path(sys.argv[1]) / "run", pathlib.Path(sys.argv[1]) / "filler"
-config, real = Config.from_dict(eval(sys.argv[2])), Checkpoints.save
+    def save(self, head, groups, **where):
+        if where["step"] == 4 and not filled:
+            filled.append(True)
+            with suppress(OSError):
+                filler.write_bytes(bytes(2**24))  # as much as there is room for
+        return real(self, head, groups, **where)
 
-
-def save(self, head, groups, **where):
-    if where["step"] == 4 and not sys.argv[3:]:
-        try:
-            filler.write_bytes(bytes(2**24))  # as much as there is room for
-        except OSError:
-            sys.argv.append("filled")
-    return real(self, head, groups, **where)
-
-
-Checkpoints.save = save
-try:
-    train_run.train_run(config, run, num_samples=20, minutes=0, device="cpu")
-except StorageError as error:
-    print(error.exit_code, [str(p) for p in run.rglob("*.part")], Checkpoints(run).newest().manifest["step"])
-filler.unlink()
-resume_run(run, num_samples=20, minutes=0, device="cpu")
-print((run / "model.safetensors").read_bytes().hex())
-"""
+    Checkpoints.save = save
+    try:
+        train_run(config, run, num_samples=20, minutes=0, device="cpu")
+    except StorageError as error:
+        print(error.exit_code, [str(p) for p in run.rglob("*.part")], Checkpoints(run).newest().manifest["step"])
+    filler.unlink()
+    resume_run(run, num_samples=20, minutes=0, device="cpu")
+    print((run / "model.safetensors").read_bytes().hex())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tmpfs in a user namespace is Linux's")
+@linux
 def test_a_run_on_a_disk_that_fills_up_stops_and_goes_on_exactly_once_there_is_room(trained, config, tmp_path):
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no user namespaces here (unshare -rm), so no tmpfs to fill")
-    script, disk = tmp_path / "script.py", tmp_path / "disk"
-    script.write_text(ON_A_DISK)
+    skip_without("-rm")
+    disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = 'mount -t tmpfs -o size=2m none "$1" && exec "$0" "$2" "$1" "${@:3}"'
-    command = ["unshare", "-rm", "bash", "-c", mounted, sys.executable, str(disk), str(script), repr(config.to_dict())]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=ENV).stdout.splitlines()
+    said = printed_by(train_on_a_small_disk, disk, config).splitlines()
     assert said[0] == "6 [] 3" and bytes.fromhex(said[1]) == (trained / "model.safetensors").read_bytes()
 
 

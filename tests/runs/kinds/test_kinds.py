@@ -27,7 +27,7 @@ from pyro_vae.runs.load import open_data
 from pyro_vae.runs.registry import build, kind_of, objective_of, resolved
 from tests.helpers.environment import HEAVY
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.rendered]
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAN = float("nan")
 
 
@@ -465,6 +465,7 @@ def test_options_that_make_no_model_are_refused(model, options, more, words):
         build(resolved(Config(data="x.csv", model=model, model_options=options, **more)), (4,))
 
 
+@pytest.mark.rendered
 def test_the_command_line_takes_options_of_a_model(tmp_path, files, capsys):
     words = ["--model", "hierarchical", "--model.levels", "2", "--model.dims", "3,2", "--hidden", "4", "--epochs", "1"]
     data = ["--data", str(files / "table.npz"), "--num-samples", "10", "--device", "cpu"]
