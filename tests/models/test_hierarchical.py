@@ -49,6 +49,7 @@ from pyro_vae.evidence.imputation import impute
 from pyro_vae.likelihoods import SharedNormal
 from pyro_vae.models.missing import SkipMissing, WithMask
 from tests.helpers.engines import check_same, runs
+from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary
 from tests.helpers.two_levels import TwoLevels
 from tests.helpers.within import within
@@ -210,6 +211,7 @@ def test_engines_take_the_same_steps(posterior):
     check_same(make)
 
 
+@pytest.mark.skipif(not HEAVY, reason="ten seconds of a compiler: PYRO_VAE_HEAVY=1")
 def test_the_compiled_engine_trains_the_same():
     def make():
         vae = small()
