@@ -78,7 +78,7 @@ def test_bare_numbers_are_believed():
 @pytest.mark.parametrize(("num_samples", "loose"), [(24, True), (25, False), (1000, False)])
 def test_its_own_log_px_is_judged_by_khat(num_samples, loose):
     """25 particles at least; q* is nearly the posterior here, so that its weights are nearly equal."""
-    found = gaps(gaussian, guide, X, steps=300, num_samples=num_samples, verbose=False)
+    found = gaps(gaussian, guide, X, steps=200, num_samples=num_samples, verbose=False)
     assert ("gap ≥" in str(found)) == loose and (found.summary()["rows_flagged"] == 10) == loose
 
 
