@@ -189,7 +189,7 @@ def test_training_ends_at_the_optimum():
     fit(
         vae,
         x.repeat(25, 1),
-        epochs=20,
+        epochs=12,
         batch_size=60,
         optimizer=adam(0.05),
         schedule=cosine,
