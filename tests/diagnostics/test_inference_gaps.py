@@ -198,7 +198,7 @@ def kl_log_normal_gamma(loc, scale, a, b):
 
 
 def test_gamma_poisson_with_a_gamma_guide_has_no_approximation_gap():
-    found = gaps(poisson_model, gamma_guide, COUNTS, steps=250)
+    found = gaps(poisson_model, gamma_guide, COUNTS, steps=400)
     post = posterior_of(COUNTS)
     assert found.approximation.abs().max() < 1e-3
     torch.testing.assert_close(found.log_px, log_px_of_counts(COUNTS), rtol=0, atol=1e-3)
