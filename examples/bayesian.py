@@ -12,6 +12,7 @@ data set, log p(X) between two ends; and the ELPD of held-out rows. Columns are 
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +84,12 @@ def columns(draws: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([draws[name].reshape(len(draws[name]), -1) for name in sorted(draws, reverse=True)], 1)
 
 
-def by_nuts(model, args, samples: int, warmup: int) -> dict[str, torch.Tensor]:
+def by_nuts(model, args, samples: int, depth: int) -> dict[str, torch.Tensor]:
     """Means and sds of the posterior, with the Monte Carlo errors of both by the effective sample size."""
     pyro.set_rng_seed(1)
-    chain = MCMC(NUTS(model), num_samples=samples, warmup_steps=warmup, disable_progbar=True)
+    chain = MCMC(
+        NUTS(model, max_tree_depth=depth), num_samples=samples, warmup_steps=samples // 4, disable_progbar=True
+    )
     chain.run(*args)
     draws = columns(chain.get_samples())
     ess = effective_sample_size(draws[None]).clamp(4, samples)
@@ -129,11 +132,26 @@ def compare(name: str, q: dict, nuts: dict) -> dict:
     }
 
 
-def run(name: str, rows: int | None, epochs: int, samples: int, temperatures: int) -> tuple[list[dict], dict]:
-    train, test = load(name, rows)
+@dataclass(frozen=True)
+class Settings:
+    """How much is done: by default what the printed page was made with."""
+
+    rows: int | None = None  # all there are
+    epochs: int = 250
+    samples: int = 1200
+    temperatures: int = 30
+    depth: int = 10  # of the trees of NUTS
+    step_size: float | None = None  # of annealing: tuned by a pilot run
+
+
+QUICK = Settings(rows=60, epochs=3, samples=20, temperatures=5, depth=3, step_size=0.1)
+
+
+def run(name: str, s: Settings) -> tuple[list[dict], dict]:
+    train, test = load(name, s.rows)
     width = train[1].shape[1]
     model = (LinearRegression(width) if name == "diabetes" else logistic(width)).model
-    nuts = by_nuts(model, train, samples, samples // 4)
+    nuts = by_nuts(model, train, s.samples, s.depth)
     table, moments = [], {"NUTS": nuts}
     for kind, auto in GUIDES.items():
         torch.manual_seed(0)
@@ -141,14 +159,15 @@ def run(name: str, rows: int | None, epochs: int, samples: int, temperatures: in
         guide = GlobalGuide(model, auto)
         objective = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
         options = {"objective": objective, "optimizer": adam(lr=0.05), "schedule": cosine, "verbose": False}
-        history = fit((model, guide), *train, epochs=epochs, batch_size=min(100, len(train[0])), **options).history
+        history = fit((model, guide), *train, epochs=s.epochs, batch_size=min(100, len(train[0])), **options).history
         moments[kind] = of_guide(guide, train)
         record = {"data": name, **compare(kind, moments[kind], nuts)}
         record |= {key: history[-1].get(key) for key in ("elbo_data_set", "elbo_data_set_se")}
         try:
-            elpd = predictive_density(model, guide, *test, num_samples=2000 if rows is None else 50)
+            elpd = predictive_density(model, guide, *test, num_samples=2000 if s.rows is None else 50)
             whole = WholeDataSet(model, guide)
-            ends = bracket(whole.model, whole.guide, *whole.rows(*train), num_temperatures=temperatures, verbose=False)
+            annealing = {"num_temperatures": s.temperatures, "step_size": s.step_size, "verbose": False}
+            ends = bracket(whole.model, whole.guide, *whole.rows(*train), **annealing)
             record |= {"elpd": elpd.summary()}
             record |= {k: getattr(ends, k).item() for k in ("lower", "lower_se", "upper", "upper_se")}
         except ValueError as refused:
@@ -199,15 +218,15 @@ def picture(moments: dict[str, dict], path: Path) -> Path:
     return save(fig, path)
 
 
-def main(out: Path, rows: int | None = None, epochs: int = 250, samples: int = 1200, temperatures: int = 30) -> None:
+def main(out: Path, s: Settings) -> None:
     tables, moments = [], {}
     out.mkdir(parents=True, exist_ok=True)
     for name in ("diabetes", "breast cancer"):
-        table, moments[name] = run(name, rows, epochs, samples, temperatures)
+        table, moments[name] = run(name, s)
         tables += table
     print(f"Picture: {picture(moments, out / 'bayesian.png')}")
     (out / "bayesian.json").write_text(json.dumps(tables, indent=1) + "\n")
-    (out / "table.md").write_text(PAGE.format(samples=samples, text="\n".join(map(format_record, tables))))
+    (out / "table.md").write_text(PAGE.format(samples=s.samples, text="\n".join(map(format_record, tables))))
 
 
 if __name__ == "__main__":
@@ -216,4 +235,4 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="a short form")
     given = parser.parse_args()
     torch.set_num_threads(1)  # on tensors this small, threads wait for each other more than they help
-    main(given.out, **({"rows": 60, "epochs": 3, "samples": 20, "temperatures": 5} if given.quick else {}))
+    main(given.out, QUICK if given.quick else Settings())

@@ -121,10 +121,11 @@ if __name__ == "__main__":
     said = parser.parse_args()
     torch.set_num_threads(1)
     if said.quick:
+        short = {"num_temperatures": 5, "num_chains": 4, "leapfrog_steps": 2, "step_size": 0.1}  # no pilot run
         vae, x = short_vae(2)
-        two_latents(vae, x[:10], 50, {"num_temperatures": 5, "num_chains": 4})
+        two_latents(vae, x[:4], 50, short)
         vae, x = short_vae(8)
-        many_latents(vae, x, 8, 50, {"num_temperatures": 5, "num_chains": 4}, Path("mnist_bracket.png"))
+        many_latents(vae, x, 8, 50, short, Path("mnist_bracket.png"))
     if said.two:
         vae, x = opened(said.two)
         settings = {"num_temperatures": 1000, "num_chains": 64, "leapfrog_steps": 2}

@@ -70,11 +70,13 @@ class Settings:
     num_samples: int = 50
     ends: int = 10
     temperatures: int = 60
+    step_size: float | None = None  # of annealing: tuned by a pilot run
 
 
 QUICK = Settings(
-    "digits", 1300, 4, 16, 2, alone=5, given=1, joint=1, rows=100, bayes=10, num_samples=5, ends=2, temperatures=3
-)
+    "digits", 400, 4, 16, 2, alone=5, given=1, joint=1, rows=100, bayes=10, num_samples=5, ends=2, temperatures=3,
+    step_size=0.1,
+)  # fmt: skip
 
 
 class Strokes(nn.Module):
@@ -261,6 +263,7 @@ def score(found: dict, vae: SemiSupervised, images, s: Settings) -> None:
     marginal = log_likelihood(vae.model, vae.guide, x, num_samples=s.num_samples, verbose=False)
     joint = log_likelihood(vae.model, vae.guide, x, y, num_samples=s.num_samples, verbose=False)
     options = {"num_samples": s.num_samples, "num_temperatures": s.temperatures, "num_chains": 4, "leapfrog_steps": 4}
+    options["step_size"] = s.step_size
     between = bracket(vae.model, vae.guide, x[: s.ends], verbose=False, **options)
     print(f"log p(x):    {marginal}\nlog p(x, y): {joint}\n{between}")
     found |= {"log_px": marginal.summary(), "log_px_y": joint.summary(), "between": str(between)}

@@ -32,8 +32,26 @@ import pyro_vae as pv
 from pyro_vae.plots.figures import BLUE, GREY, INK, ORANGE, figure, save
 from pyro_vae.plots.forecast import forecast_fans
 
-FULL = {"seeds": 2, "epochs": 60, "num_samples": 5000, "num_particles": 500, "num_runs": 32, "fans": 6, "draws": 2000}
-QUICK = {"seeds": 1, "epochs": 2, "num_samples": 50, "num_particles": 10, "num_runs": 2, "fans": 2, "draws": 50}
+FULL = {
+    "seeds": 2,
+    "epochs": 60,
+    "num_samples": 5000,
+    "num_particles": 500,
+    "num_runs": 32,
+    "fans": 6,
+    "draws": 2000,
+    "fit": None,
+}
+QUICK = {
+    "seeds": 1,
+    "epochs": 1,
+    "num_samples": 50,
+    "num_particles": 10,
+    "num_runs": 2,
+    "fans": 2,
+    "draws": 50,
+    "fit": 9,
+}
 HELD_OUT, EVE, SEEN = 12, 20, 10  # months; days of context; days of a month before its forecast
 COMMAND = "cd results/sequence && OMP_NUM_THREADS=1 python ../../examples/sequence.py"
 
@@ -132,16 +150,17 @@ def peer_density(name: str, p: np.ndarray, r: np.ndarray) -> np.ndarray:
 PEERS = ("normal, independent", "Student t, independent", "Student t, weighted scale")
 
 
-def peers(names: list[str]) -> dict[str, np.ndarray]:
-    """Each peer's log p(x) of each month, fitted to the training months."""
+def peers(names: list[str], steps: int | None) -> dict[str, np.ndarray]:
+    """Each peer's log p(x) of each month, fitted to the training months (in so many steps; None: to the end)."""
     r, month = returns()
     first, cut = np.datetime64(names[0]), np.datetime64(names[-HELD_OUT])
     train = (month >= first) & (month < cut)
     out = {}
     for name in PEERS:
         fitted = optimize.minimize(
-            lambda p, n=name: -peer_density(n, p, r)[train].sum(), [0, 0, 1, 2], method="Nelder-Mead"
-        )
+            lambda p, n=name: -peer_density(n, p, r)[train].sum(), [0, 0, 1, 2], method="Nelder-Mead",
+            options={"maxiter": steps},
+        )  # fmt: skip
         daily = peer_density(name, fitted.x, r)
         out[name] = np.array([daily[month == np.datetime64(m)].sum() for m in names[-HELD_OUT:]])
     return out
@@ -226,7 +245,7 @@ def main(plan: dict) -> None:
     runs = [evaluate(model, test, plan) for model in models]
     results: dict = {"months": data["names"][-HELD_OUT:], "days": int(days.sum()), "models": {}, "checks": {}}
     of_seed = [run["guided"].log_px.numpy() for run in runs]
-    rows = {"stochastic volatility": np.mean(of_seed, 0), **peers(data["names"])}
+    rows = {"stochastic volatility": np.mean(of_seed, 0), **peers(data["names"], plan["fit"])}
     for name, total in rows.items():
         mean, error = ratio(total, days)
         gap, gap_se = ratio(rows["stochastic volatility"] - total, days)

@@ -42,8 +42,8 @@ from pyro_vae.training.schedules import cosine, warmup
 DATA = {"wine": (datasets.load_wine, 5), "breast cancer": (datasets.load_breast_cancer, 3)}  # and folds held out, of 5
 FAMILY = {"normal": dist.Normal, "student_t": partial(dist.StudentT, 5.0), "log_normal": dist.LogNormal}
 SETTINGS = ({"epochs": 30, "weight_decay": 1.0}, {"epochs": 60, "weight_decay": 0.1})
-FULL = {"rates": (0.0, 0.1, 0.3), "folds": 5, "settings": SETTINGS, "num_samples": 5000, "every": 1}
-QUICK = {"rates": (0.1,), "folds": 1, "settings": ({"epochs": 1},), "num_samples": 10, "every": 29}
+FULL = {"rates": (0.0, 0.1, 0.3), "folds": 5, "settings": SETTINGS, "num_samples": 5000, "every": 1, "rounds": 10}
+QUICK = {"rates": (0.1,), "folds": 1, "settings": ({"epochs": 1},), "num_samples": 10, "every": 29, "rounds": 1}
 VAES, PEERS = ("VAE, columns", "VAE, student_t"), ("FactorAnalysis", "GaussianMixture")
 MODELS = (*VAES, *PEERS, "IterativeImputer", "mean")
 MARKS = dict(zip(MODELS, "ovoDsX", strict=True))  # beside the colours, for readers to whom these look alike
@@ -100,13 +100,13 @@ def candidates(kind: str) -> list:
     return [mixture.GaussianMixture(k, covariance_type=c, reg_covar=r, random_state=0) for c, k, r in grid]
 
 
-def peers(part: dict, every: int) -> dict:
+def peers(part: dict, every: int, rounds: int) -> dict:
     """Each peer's candidate of the best validation log p(x_obs): its held-out log p(x_obs), imputations and settings."""
     best, done = dict.fromkeys(PEERS, (-math.inf, None)), {}
     for log, draw in product((False, True), (False, True)[: 1 + np.isnan(part["train"]).any()]):
         logs = log & (part["names"] == "log_normal")
         train, validation, test = (to_logs(part[name], logs) for name in ("train", "validation", "test"))
-        imputer = impute.IterativeImputer(sample_posterior=draw, random_state=0)
+        imputer = impute.IterativeImputer(sample_posterior=draw, max_iter=rounds, random_state=0)
         completed = imputer.fit_transform(train) if np.isnan(train).any() else train
         for kind, model in [(k, model) for k in PEERS for model in candidates(k)[::every]]:
             gaussian = gaussians(model.fit(completed))
@@ -215,7 +215,7 @@ def split(x: np.ndarray, hole: np.ndarray, fold: int) -> dict:
 
 def run_fold(part: dict, chosen: dict, plan: dict) -> dict:
     """Each model's held-out log p(x_obs) and imputations."""
-    done = peers(part, plan["every"])
+    done = peers(part, plan["every"], plan["rounds"])
     for name, names in zip(VAES, (part["names"], np.full(len(part["names"]), "student_t")), strict=True):
         vae, best = best_vae(names, part, chosen.get(name, plan["settings"]))
         chosen[name] = (best,)  # what nothing removed has chosen stays
@@ -224,7 +224,7 @@ def run_fold(part: dict, chosen: dict, plan: dict) -> dict:
         done[name] = {f: getattr(e, f).numpy() for f in ("log_px", "mc_se", "ess", "elbo")}
         done[name]["flagged"] = (~e.reliable).numpy()
         done[name] |= {"filled": filled.double().numpy(), "settings": str(best)}
-    imputer = impute.IterativeImputer(random_state=0).fit(part["train"])
+    imputer = impute.IterativeImputer(max_iter=plan["rounds"], random_state=0).fit(part["train"])
     done["IterativeImputer"] = {"filled": imputer.transform(part["test"])}
     done["mean"] = {"filled": np.nanmean(part["train"], 0) + 0 * part["whole"]}
     missing = np.isnan(part["test"])

@@ -112,16 +112,16 @@ def test_reconstruction_rate_distortion_and_active_units(found):
     assert "2 of 2 units active" in str(found) and "log 5 = 1.61" in str(found) and found.why_fewer_parts is None
 
 
-def test_errors_are_those_of_repetition():
-    """Over 40 seeds the values scatter as one run's Monte Carlo error says; the data error is that of row means."""
-    runs = [decompose(model, guide, X, num_samples=8, seed=seed) for seed in range(40)]
+def test_errors_are_those_of_repetition(found):
+    """Over 24 seeds the values scatter as one run's Monte Carlo error says (± 15 % is a standard error of it); the data error
+    is that of row means."""
+    runs = [decompose(model, guide, X, num_samples=8, seed=seed) for seed in range(24)]
     for name in ("kl", "mutual_information", "total_correlation", "dimension_wise_kl", "reconstruction"):
         values = torch.tensor([getattr(r, name).value for r in runs])
         said = torch.tensor([getattr(r, name).mc_se for r in runs]).square().mean().sqrt()
         assert 0.6 < values.std() / said < 1.45, name
     exact = 0.5 * (SCALE**2 + X**2 - 1 - 2 * SCALE.log()).sum(1)
-    many = decompose(model, guide, X, num_samples=4000)
-    assert many.kl.data_se == pytest.approx((exact.std() / 5**0.5).item(), rel=0.1)
+    assert found.kl.data_se == pytest.approx((exact.std() / 5**0.5).item(), rel=0.1)
 
 
 # the ends of the scale

@@ -23,7 +23,7 @@ QUIET = {"verbose": False}
 def test_offsets_mend_what_is_off_by_offsets(posterior):
     """Means off by 0.2 and scales by 0.8 at both levels: q* is the posterior, and amortisation all of KL(q ‖ p(z | x))."""
     vae = LEVELS.vae(posterior(OFF, NARROW))
-    split = gaps(vae.model, vae.guide, X, steps=300, num_samples=500, log_px=LEVELS.log_px(X), **QUIET)
+    split = gaps(vae.model, vae.guide, X, steps=200, num_samples=500, log_px=LEVELS.log_px(X), **QUIET)
     assert split.approximation.abs().max() < 5e-3 and split.converged.all()
     assert split.moved == (("z1",) if posterior == LEVELS.top_down else ("z2",))
     if posterior == LEVELS.top_down:
@@ -67,10 +67,10 @@ LOG_PX = dist.Normal(0.0, 3**0.5).log_prob(ROWS)
 
 def test_a_slope_that_is_wrong_is_approximation_and_the_split_a_bound():
     """A row with a slope of its own would have no approximation gap: what is shown is more, and amortisation less."""
-    split = gaps(chain, sloped(0.2), ROWS, steps=300, num_samples=2000, log_px=LOG_PX, **QUIET)
+    split = gaps(chain, sloped(0.2), ROWS, steps=200, num_samples=2000, log_px=LOG_PX, **QUIET)
     within(split.approximation, best_kl(0.2), split.approximation_se)
     assert best_kl(0.2) > 0.03 and best_kl(0.5) == pytest.approx(0, abs=1e-12)
-    right = gaps(chain, sloped(0.5), ROWS, steps=300, log_px=LOG_PX, **QUIET)
+    right = gaps(chain, sloped(0.5), ROWS, steps=200, log_px=LOG_PX, **QUIET)
     assert right.approximation.abs().max() < 1e-3
 
 
@@ -88,7 +88,7 @@ def test_fitted_through_the_draws_of_other_sites_alone_the_optimum_is_another(mo
         return original(self, free, dist.Normal(fn.loc.detach(), fn.scale))
 
     monkeypatch.setattr(module.OffsetFamily, "at", detached)
-    split = gaps(chain, sloped(0.9), ROWS, steps=300, num_samples=2000, log_px=LOG_PX, **QUIET)
+    split = gaps(chain, sloped(0.9), ROWS, steps=200, num_samples=2000, log_px=LOG_PX, **QUIET)
     with pytest.raises(AssertionError):
         within(split.approximation, best_kl(0.9), split.approximation_se)
 

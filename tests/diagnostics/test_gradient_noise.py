@@ -46,7 +46,7 @@ def test_mean_and_variance_of_a_linear_gaussian_in_closed_form():
 
     STL's adds d/dz (ε²/2 terms) = 2 (z − loc) to it: no variance at all, as 2 loc and the guide's precision 2 cancel.
     """
-    x, draws = torch.tensor([[1.5]], **F64), 800
+    x, draws = torch.tensor([[1.5]], **F64), 300
     objectives = {"pathwise": Bound(elbo), "stl": Bound(elbo, estimator=stl)}
     report = gradient_report(Mean(), x, objectives=objectives, draws=draws, reference_draws=1)
     truth = {"encoder": (1.5 - 0.2 - 2 * 0.7, 2.0), "decoder": (1.5 - 0.2 - 0.7, 0.5)}
@@ -197,7 +197,7 @@ def test_table_and_dict_hold_the_same_numbers():
 def test_snr_floor_is_what_no_signal_shows():
     """A guide at the optimum of the ELBO: its pathwise gradient has mean 0."""
     x = torch.tensor([[1.5]], **F64)
-    vae, draws = Mean(loc=(1.5 - 0.2) / 2), 50
+    vae, draws = Mean(loc=(1.5 - 0.2) / 2), 16
     values = [
         gradient_report(vae, x, objectives={"e": Bound(elbo)}, draws=draws, reference_draws=1, seed=s)["e"][
             "encoder"

@@ -1,6 +1,7 @@
 """No ± beside gaps of a log p(x) of which more than a tenth of the rows is flagged: in print, and in the picture."""
 
 import dataclasses
+from functools import cache
 
 import pyro
 import pyro.distributions as dist
@@ -25,9 +26,19 @@ def guide(x):
         pyro.sample("z", dist.Normal(x / 2 + 0.3, 0.8))
 
 
+@cache
+def importance():
+    return log_likelihood(gaussian, guide, X, num_samples=100, verbose=False)
+
+
+@cache
+def annealing():
+    return ais(gaussian, guide, X, num_temperatures=3, leapfrog_steps=1, step_size=0.5, verbose=False)
+
+
 def sampled(flagged):
     """Importance sampling whose k̂ flags the first rows."""
-    found = log_likelihood(gaussian, guide, X, num_samples=100, verbose=False)
+    found = importance()
     khat = torch.where(torch.arange(len(X)) < flagged, 0.9, 0.1).double()
     return dataclasses.replace(found, khat=khat, max_share=khat, spread=None)
 
@@ -38,7 +49,7 @@ def oracle(flagged):
 
 
 def annealed(flagged):
-    found = ais(gaussian, guide, X, num_temperatures=3, leapfrog_steps=1, step_size=0.5, verbose=False)
+    found = annealing()
     ess = torch.where(torch.arange(len(X)) < flagged, 2.0, 12.0).double()
     return dataclasses.replace(found, ess=ess)
 
@@ -67,7 +78,7 @@ def test_bare_numbers_are_believed():
 @pytest.mark.parametrize(("num_samples", "loose"), [(24, True), (25, False), (1000, False)])
 def test_its_own_log_px_is_judged_by_khat(num_samples, loose):
     """25 particles at least; q* is nearly the posterior here, so that its weights are nearly equal."""
-    found = gaps(gaussian, guide, X, steps=300, num_samples=num_samples, verbose=False)
+    found = gaps(gaussian, guide, X, steps=200, num_samples=num_samples, verbose=False)
     assert ("gap ≥" in str(found)) == loose and (found.summary()["rows_flagged"] == 10) == loose
 
 

@@ -49,6 +49,7 @@ from pyro_vae.evidence.imputation import impute
 from pyro_vae.likelihoods import SharedNormal
 from pyro_vae.models.missing import SkipMissing, WithMask
 from tests.helpers.engines import check_same, runs
+from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary
 from tests.helpers.two_levels import TwoLevels
 from tests.helpers.within import within
@@ -188,7 +189,7 @@ def test_training_ends_at_the_optimum():
     fit(
         vae,
         x.repeat(25, 1),
-        epochs=20,
+        epochs=12,
         batch_size=60,
         optimizer=adam(0.05),
         schedule=cosine,
@@ -210,6 +211,7 @@ def test_engines_take_the_same_steps(posterior):
     check_same(make)
 
 
+@pytest.mark.skipif(not HEAVY, reason="ten seconds of a compiler: PYRO_VAE_HEAVY=1")
 def test_the_compiled_engine_trains_the_same():
     def make():
         vae = small()

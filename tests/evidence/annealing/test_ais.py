@@ -20,7 +20,9 @@ from pyro_vae.priors.flow import FlowPrior
 from pyro_vae.programs.problem import Problem
 from tests.helpers.annealing import ais, check_frozen, check_unbiased, drawn, grouped, grouped_guide, quick
 from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
+from tests.helpers.environment import HEAVY
 from tests.helpers.exact import LinearGaussian
+from tests.helpers.pilots import short_pilots
 from tests.helpers.small import small_vae
 
 
@@ -30,6 +32,11 @@ def check_close(result, exact):
     se = result.mc_se.square().sum().sqrt() / len(off)
     bias = -result.mc_se.square().mean() / 2
     assert (off.mean() - bias).abs() < 4 * se, f"{off.mean():.4f} ± {se:.4f}"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    short_pilots(monkeypatch)
 
 
 # truth
@@ -54,7 +61,7 @@ def test_with_the_exact_posterior_every_weight_is_p_of_x(problem):
     assert (result.mc_se < 1e-5).all()
 
 
-@pytest.mark.parametrize("schedule", ["sigmoid", "linear", "adaptive"])
+@pytest.mark.parametrize("schedule", ["sigmoid", "adaptive", *(["linear"] if HEAVY else [])])
 def test_linear_gaussian(device, schedule):
     lg = LinearGaussian(device=device)
     options = {"num_temperatures": 16, "leapfrog_steps": 3, "schedule": schedule}
@@ -69,6 +76,7 @@ def test_linear_gaussian(device, schedule):
     torch.testing.assert_close(exact.log_w, lg.log_px(lg.x).cpu().expand(16, 40), rtol=0, atol=1e-8)
 
 
+@pytest.mark.usefixtures("short")
 def test_a_users_program_goes_through_unchanged_in_float32():
     """Gamma prior, Poisson likelihood, hand-written LogNormal guide; 4 SE of the mean."""
     p = GammaPoisson()
@@ -98,6 +106,7 @@ def test_without_temperatures_between_it_is_importance_sampling():
 # the rate–distortion curve
 
 
+@pytest.mark.usefixtures("short")
 def test_rate_distortion_of_the_linear_gaussian():
     """π_β = N(m_β, P_β^-1) with P_β = I + β A Ψ^-1 A'; R and D in closed form, means over rows; SE from 4 seeds."""
     lg = LinearGaussian()
@@ -186,6 +195,7 @@ def test_scale_does_not_enter_and_masks_do():
 # how it runs
 
 
+@pytest.mark.usefixtures("short")
 def test_nothing_changes_and_the_seed_decides():
     vae = small_vae(seed=0).train()
     x = torch.bernoulli(torch.full((7, 6), 0.3))
@@ -242,6 +252,7 @@ def test_chunks_of_rows():
     assert result.steps.shape == (5, 11) and result.acceptance.shape == (11,) and len(result) == 11
 
 
+@pytest.mark.usefixtures("short")
 def test_chains_of_a_row_in_parts():
     p = GammaPoisson()
     x = drawn(p, 3)

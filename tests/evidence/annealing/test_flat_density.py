@@ -16,6 +16,7 @@ from pyro_vae.evidence.annealing.bracket import bracket
 from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.programs.problem import Problem
 from tests.helpers.importance import Chain, GammaPoisson
+from tests.helpers.pilots import FIRST, TOTAL, short_pilots
 from tests.helpers.recording import Again, NumbersRead
 from tests.helpers.small import binary, small_vae
 
@@ -24,7 +25,8 @@ ais = partial(ais, num_temperatures=5, num_chains=4, leapfrog_steps=2, step_size
 
 @pytest.fixture
 def notes(monkeypatch):
-    """Graphs from the first evaluation on; the list is filled with what they note."""
+    """Graphs from the first evaluation on, and short pilots; the list is filled with what they note."""
+    short_pilots(monkeypatch)
     found = []
 
     class Heard(Notes):
@@ -172,7 +174,7 @@ def test_recorded_transitions_are_those_of_the_programs(name, notes, recorders, 
 
     check_same(monkeypatch, run)
     used = [r for r in recorders if r.replays]
-    assert len(used) == 1 and used[0].replays > 3 * (30 + 100 + 5) - 5 and len(notes) == 1
+    assert len(used) == 1 and used[0].replays > 3 * (FIRST + TOTAL + 5) - 5 and len(notes) == 1
 
 
 def test_a_recording_that_fails_or_is_flagged_leaves_the_programs_numbers(notes, recorders, monkeypatch):
@@ -206,7 +208,7 @@ def test_one_doubtful_transition_has_all_of_its_walk_made_again(fails, notes, re
 
     def doubtful(self):
         replay(self)
-        if self.replays in (20, 140):  # of the pilot, and of what follows it
+        if self.replays in (20, 50):  # of the pilot, and of what follows it
             doubted.append(self.replays)
             for result in self.results[:-1]:
                 result.mul_(float("nan"))

@@ -10,6 +10,7 @@ from pyro_vae.programs.plates import sum_rows
 from pyro_vae.programs.unconstrained import SubstituteLatents
 from tests.helpers.annealing import check_frozen, check_unbiased, check_upper, drawn, narrow, quick
 from tests.helpers.conjugate import BetaBernoulli, GammaPoisson, NormalGamma
+from tests.helpers.environment import HEAVY
 
 
 def forward(problem, **options):
@@ -110,7 +111,7 @@ CAUGHT = [
     ("no Metropolis correction", "two sites, back"),
     ("step adapted inside the run", "gamma, more temperatures"),
     ("step adapted inside the run", "two sites, back"),
-]
+][:: 1 if HEAVY else 2]  # once each, at least; the heavy form by all that catch it
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -12,6 +12,7 @@ from pyro_vae.evidence.annealing import densities
 from pyro_vae.evidence.annealing.bracket import bracket
 from pyro_vae.evidence.annealing.singular import NaNWhereSingular
 from tests.helpers.annealing import ais, check_unbiased
+from tests.helpers.pilots import short_pilots
 
 D = torch.float64
 SIGMA = 0.4  # of the prior: |z| ≥ 3, where the covariance is none, has 6e-14 of its mass
@@ -78,7 +79,8 @@ def test_without_the_rejection_it_is_an_error(monkeypatch):
         ais(*pair(by_covariance), rows(50), num_temperatures=5, step_size=1.2)
 
 
-def test_the_pilot_and_the_way_back_go_on_too():
+def test_the_pilot_and_the_way_back_go_on_too(monkeypatch):
+    short_pilots(monkeypatch)
     x = rows(10)
     found = bracket(*pair(by_covariance), x, num_temperatures=5, num_samples=50, refresh=2, verbose=False)
     low, high = found.lower - 5 * found.lower_se, found.upper + 5 * found.upper_se

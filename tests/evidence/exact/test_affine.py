@@ -9,6 +9,7 @@ from pyro_vae import log_likelihood
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.exact import linear_gaussian as closed_form
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
+from tests.helpers.environment import HEAVY
 
 D = torch.float64
 W = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=D)
@@ -94,5 +95,6 @@ def test_a_covariance_that_is_singular_but_for_rounding_has_no_closed_form(thin)
         with pyro.plate("data", len(x)):
             pyro.sample("z", z)
 
-    sampled = log_likelihood(model, guide, ROWS, num_samples=500, method="auto", verbose=False)
-    assert sampled.log_px.isfinite().all()
+    if HEAVY or thin == 1e-4:  # the lattices that are tried take seconds
+        sampled = log_likelihood(model, guide, ROWS, num_samples=500, method="auto", verbose=False)
+        assert sampled.log_px.isfinite().all()

@@ -17,7 +17,7 @@ from tests.helpers.oracles import close
 D = torch.float64
 N = 40
 C = torch.linspace(1, 20, N, dtype=D)
-GRID = torch.linspace(-9, 9, 200_001, dtype=D).unsqueeze(-1)
+GRID = torch.linspace(-9, 9, 50_001, dtype=D).unsqueeze(-1)
 
 
 def by_grid(log_likelihood):

@@ -37,7 +37,7 @@ def passes(oracle=Chain, proposal=GUIDE, rows=40, k=K, **options):
     o = oracle()
     x, exact = o.x[:rows], o.log_px()[:rows]
     check_within_errors(log_likelihood(o.model, o.guide, x, num_samples=k, proposal=proposal, **options), exact)
-    check_unbiased(o.model, o.guide, x, exact, proposal, k=50, repeats=30, **options)
+    check_unbiased(o.model, o.guide, x, exact, proposal, k=50, repeats=75, **options)
 
 
 @pytest.mark.parametrize("oracle", MODELS)

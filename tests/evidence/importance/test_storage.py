@@ -1,11 +1,11 @@
 """Evidence that is saved: added to, written whole or not at all, read within limits."""
 
 import errno
+import json
 import os
 import resource
 import signal
-import subprocess
-import sys
+import time
 from functools import partial
 
 import pytest
@@ -15,6 +15,7 @@ from pyro_vae.errors import DataError, StorageError, UsageError
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
 from tests.helpers.bits import same
+from tests.helpers.faults import in_child
 from tests.helpers.importance import log_likelihood
 
 
@@ -98,28 +99,26 @@ UNREADABLE = {
     "link to nothing": (lambda place, saved: place.symlink_to("nowhere"), "a link, and links are not followed"),
     "nothing": (lambda place, saved: None, "No such file"),
 }
-LOADING = """
-import resource, sys, time
-from pyro_vae import load_evidence
-from pyro_vae.errors import DataError
-for path in sys.argv[1:]:
+
+
+def told_of(path):
+    """The refusal, by how many KiB the peak of memory grew, and the seconds that it took."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    said = ""
     try:
         load_evidence(path)
     except DataError as error:
-        print(error)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - start)
-"""
+        said = str(error)
+    return [said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - start]
 
 
 def test_what_is_no_plain_file_is_refused_at_once(saved, tmp_path):
-    """One process meets them all: by how much its memory grew, and how long it took, is told of each."""
+    """A child meets them all: its peak starts at what the parent holds, whatever the parent once held."""
     for kind, (make, _) in UNREADABLE.items():
         make(tmp_path / kind, saved[1])
-    paths = [str(tmp_path / kind) for kind in UNREADABLE]
-    run = subprocess.run([sys.executable, "-c", LOADING, *paths], capture_output=True, text=True, timeout=120)
-    lines = run.stdout.splitlines()
-    for path, (_, why), said, numbers in zip(paths, UNREADABLE.values(), lines[::2], lines[1::2], strict=True):
+    paths, answers = [str(tmp_path / kind) for kind in UNREADABLE], tmp_path / "answers"
+    assert in_child(lambda: answers.write_text(json.dumps(list(map(told_of, paths)))) and 0) == 0
+    told = json.loads(answers.read_text())
+    for path, (_, why), (said, grown, seconds) in zip(paths, UNREADABLE.values(), told, strict=True):
         assert said.startswith(f"{path} holds no evidence, as it cannot be read") and why in said
-        grown, seconds = map(float, numbers.split())
         assert grown < 2**16 and seconds < 10, path  # KiB

@@ -38,6 +38,7 @@ from pyro_vae.evidence.importance.proposals import GUIDE, Proposal
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs import flat_evaluation
 from tests.helpers.bits import same
+from tests.helpers.environment import HEAVY
 from tests.helpers.importance import Chain, GammaPoisson, log_likelihood
 from tests.helpers.small import binary, small_vae
 
@@ -102,8 +103,11 @@ def test_a_graph_computes_the_bits_of_the_programs(name):
     check_traced(vae.model, vae.guide, binary(70).to(next(vae.parameters())))
 
 
-@pytest.mark.parametrize("proposal", [GUIDE, defensive(0.15), widened(1.3), Proposal(0.1, 1.2)], ids=str)
-@pytest.mark.parametrize("oracle", [Chain, GammaPoisson])
+PROPOSALS = (GUIDE, defensive(0.15), widened(1.3), Proposal(0.1, 1.2))
+SUPPORTS = [(Chain, p) for p in PROPOSALS] + [(GammaPoisson, p) for p in PROPOSALS[0 if HEAVY else -1 :]]
+
+
+@pytest.mark.parametrize(("oracle", "proposal"), SUPPORTS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_whatever_the_proposal_the_supports_and_the_blocks(oracle, proposal):
     o = oracle()
     check_traced(o.model, o.guide, o.x[:100], proposal=proposal)
