@@ -98,10 +98,11 @@ BY_COLUMNS = {
 }
 
 
+@pytest.mark.parametrize("rows", [4, None])
 @pytest.mark.parametrize("form", BY_COLUMNS)
-def test_rows_that_lie_by_columns_are_written_by_rows(form, tmp_path):
+def test_rows_that_lie_by_columns_are_written_by_rows(form, rows, tmp_path):
     x = np.arange(54, dtype=np.float32).reshape(9, 6)
-    write_shards(BY_COLUMNS[form](x), tmp_path / "rows", rows=4)
+    write_shards(BY_COLUMNS[form](x), tmp_path / "rows", rows)
     assert np.array_equal(Stored(tmp_path / "rows")[:].numpy().reshape(9, 6), x)
 
 
