@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from cyclopts import Parameter
 
 from pyro_vae.common.plain_text import plain
-from pyro_vae.data.manifest import MANIFEST, open_manifest, write_manifest, write_shards
+from pyro_vae.data.manifest import MANIFEST, beside_shards, format_bytes, open_manifest, write_manifest, write_shards
 from pyro_vae.data.stored import Stored
 from pyro_vae.errors import UsageError
 
@@ -54,11 +56,13 @@ def manifest(
         return
     cut = None if of is None else Stored(of, key, num_rows=num_rows)
     found = write_manifest(folder, key) if cut is None else write_shards(cut, folder, rows)
-    shape = " × ".join(map(str, found["row_shape"])) or "1"
-    size = sum(entry["bytes"] for entry in found["files"]) / 1e9
+    columns = " × ".join(map(str, found["row_shape"])) or "1"
+    files, dtype = found["files"], np.dtype(found["dtype"])
     print(
         plain(
-            f"{folder / MANIFEST}: {found['rows']:,} rows × {shape} of {found['dtype']} in {len(found['files']):,} files, "
-            f"{size:.2f} GB"
+            f"{folder / MANIFEST}: {found['rows']:,} rows × {columns} columns of {dtype} in {len(files):,} "
+            f"file{'s' * (len(files) > 1)}, {format_bytes(sum(entry['bytes'] for entry in files))}"
         )
     )
+    if beside := beside_shards(folder.expanduser()):
+        print(f"note: no shards, and not counted: {plain(', '.join(beside))}", file=sys.stderr)

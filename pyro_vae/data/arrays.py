@@ -26,6 +26,11 @@ GAPS = (
     "SkipMissing(likelihood), WithMask(net) and fit(..., missing=True) take NaN."
 )
 
+INFINITE = (
+    "Drop those rows, or cap the values: infinity stands for no value that was missed. What was not observed is NaN, or an "
+    "empty cell, under --missing (in Python missing=True)."
+)
+
 
 def as_rows(
     x: Any,
@@ -277,6 +282,8 @@ def check_finite(rows: Tensor, name: str, when: str = "", hint: str = GAPS, miss
     if any(map(is_bad, chunks)):
         bad = find_bad(rows)
         what = "infinite values" if missing else "NaN or infinite values"
+        if hint is GAPS and not any(bool(chunk.isnan().any()) for chunk in chunks):
+            hint = INFINITE
         raise DataError(f"{name} has {what}{when} in {format_rows(bad)}. {hint}")
 
 

@@ -101,7 +101,9 @@ def write_shards(x: Any, folder: Path | str, rows: int | None = None, *, num_row
         folder.mkdir(parents=True, exist_ok=True)
         shards = counted(shards_of(arrays_of(x), rows), num_rows, folder)
         for number, shard in enumerate(shards):
-            np.save(folder / f"{number:05}.npy", shard, allow_pickle=False)
+            np.save(
+                folder / f"{number:05}.npy", np.ascontiguousarray(shard), allow_pickle=False
+            )  # a frame's lie by columns
     return write_manifest(folder)
 
 
@@ -163,6 +165,10 @@ def counted(shards: Iterator[np.ndarray], num_rows: int | None, folder: Path) ->
 
 def shards_in(folder: Path) -> list[Path]:
     """List the shards of a folder in alphabetical order."""
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file: pyro-vae manifest NEW_FOLDER --of {folder} cuts it into the shards of a folder."
+        )
     if not folder.is_dir():
         raise DataError(f"no folder {folder}. Check the path.")
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
@@ -171,6 +177,25 @@ def shards_in(folder: Path) -> list[Path]:
     if len(kinds := sorted({p.suffix.lower() for p in found})) > 1:
         raise DataError(f"{folder} holds files of several kinds, {' and '.join(kinds)}: keep shards of one kind in it.")
     return found
+
+
+def beside_shards(folder: Path) -> list[str]:
+    """List what a folder holds beside its shards, and whose rows are therefore not counted."""
+    known = {MANIFEST, *(path.name for path in shards_in(folder))}
+    return sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p.name not in known and p.name[0] != ".")
+
+
+def format_bytes(amount: int) -> str:
+    """Format an amount of bytes in the unit that has one to three digits before the point.
+
+    Example:
+        >>> format_bytes(72_384), format_bytes(6_100_000_000), format_bytes(12)
+        ('72.4 kB', '6.1 GB', '12 bytes')
+    """
+    for unit, size in {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3}.items():
+        if amount >= size:
+            return f"{amount / size:.1f} {unit}"
+    return f"{amount} bytes"
 
 
 def check_alike(files: list[RowFile]) -> None:

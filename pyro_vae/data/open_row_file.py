@@ -12,6 +12,10 @@ from .row_files import FileState, RowFile
 from .zarr_rows import is_zarr, open_zarr
 
 ENDINGS = (".npy", ".npz", ".parquet")
+TEXT = (
+    " Of a text larger than the memory make shards, a part at a time: write_shards((part.to_numpy('float32') for part in "
+    "pandas.read_csv(path, chunksize=100_000)), folder), of pyro_vae.data."
+)
 
 
 def open_row_file(path: Path, key: str | None = None, num_rows: int | None = None) -> RowFile:
@@ -32,5 +36,6 @@ def open_row_file(path: Path, key: str | None = None, num_rows: int | None = Non
     if ending not in ENDINGS:
         raise DataError(
             f"{path}: rows on disk are read from {', '.join(ENDINGS)}, a Zarr array, or a folder with a manifest.json."
+            f"{TEXT if ending in ('.csv', '.tsv') else ''}"
         )
     return open_parquet(state, key) if ending == ".parquet" else open_numpy(state, key)

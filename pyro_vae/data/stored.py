@@ -18,7 +18,7 @@ from pyro_vae.common.digests import digest_of
 from pyro_vae.common.given import whole
 from pyro_vae.errors import DataError, UsageError
 
-from .arrays import GAPS, to_tensor
+from .arrays import GAPS, INFINITE, to_tensor
 from .lazy_rows import LazyRows
 from .manifest import MANIFEST, open_manifest
 from .open_row_file import open_row_file
@@ -227,7 +227,8 @@ class Stored(LazyRows):
         beside = "" if len(self.files) == 1 else f" (row {in_all + row} of all)"
         raise DataError(
             f"{self.name} has {'infinite values' if self.missing else 'NaN or infinite values'}: {file.path}, row "
-            f"{in_file + row}{beside}, first in column {column} ({flat[column]}), counted from 0. {GAPS}"
+            f"{in_file + row}{beside}, first in column {column} ({flat[column]}), counted from 0. "
+            f"{GAPS if np.isnan(flat).any() else INFINITE}"
         )
 
     def head(self, rows: int) -> np.ndarray:

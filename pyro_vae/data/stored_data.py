@@ -14,7 +14,7 @@ from pyro_vae.errors import ShapeError, UsageError
 from .binarize import check_grey
 from .columns import JUDGED_BY, check_precision
 from .data_set import MOST, Data, DataOptions, check_enough, draw, format_sample
-from .manifest import MANIFEST
+from .manifest import MANIFEST, format_bytes
 from .splits import Split
 from .stored import Stored
 from .user_files import channels_first
@@ -99,7 +99,7 @@ def notes_of(stored: Stored, train: Stored, most: int, sample: str, seed: int) -
     files = f"{len(stored.files):,} file{'s' * (len(stored.files) > 1)}"
     return (
         f"x: {len(stored):,} rows × {' × '.join(map(str, stored.shape[1:])) or 1} columns of {stored.source_dtype} in {files}, "
-        f"{stored.numel() * stored.source_dtype.itemsize / 1e9:.2f} GB, on disk; labels: none",
+        f"{format_bytes(stored.numel() * stored.source_dtype.itemsize)}, on disk; labels: none",
         f"{most:,} rows for validation and {most:,} for the test, drawn from seed {seed}; {len(train):,} to train on, shuffled "
         f"in {len(train.bounds) - 1:,} blocks, among {min(train.window, len(train)):,} rows at a time (--memory)",
         sample,

@@ -47,6 +47,8 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
         DataError: a missing, damaged or truncated file, a pickle, a cell that is no number, a row of another length, no such
             column as the options name.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, though its name ends as a file's does: name the file in it.")
     if not path.is_file():
         raise DataError(
             f"no file {path}. Check the path; it is taken from the current folder unless it starts with /. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,8 +77,8 @@ def open_stored_rows(run: Run, file: Path) -> Data:
     if data.digest == run.record["data"]["digest"]:
         return open_data(run, file)
     raise UsageError(
-        f"--data {file}: new rows that stay on disk are scored in Python: log_likelihood(vae.model, vae.guide, "
-        f"Stored({str(file)!r}))"
+        f"--data {file}: the run was trained on rows that stay on disk, and its commands take those alone. New rows are scored "
+        f"in Python: log_likelihood(vae.model, vae.guide, Stored({str(file)!r}))"
     )
 
 
@@ -101,12 +102,12 @@ def open_dense_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
         raise other_shape(run, file, shape)
     if run.columns and not is_table(file):
         print(f"note: {plain(file.name)}: {by_place(run)}", file=sys.stderr)
+    if part.columns and not run.columns:
+        print(f"note: {plain(file.name)}: {without_names(part.columns)}", file=sys.stderr)
     try:
         rows, _ = prepare(part, source, binary, config.missing or ragged)
     except DataError as error:
-        if GAPS not in str(error):
-            raise
-        raise DataError(f"{file}: {str(error).replace(GAPS, WITHOUT_GAPS)}") from error
+        raise type(error)(f"{file}: {str(error).replace(GAPS, WITHOUT_GAPS)}") from error
     if binary:
         rows = replace(rows, x=binarize(rows.x, torch.Generator().manual_seed(config.data_seed)))
     for note in (note for note in (*source.notes, *empty_rows([rows])) if not note.startswith("split ")):
@@ -223,6 +224,14 @@ def by_place(run: Run) -> str:
     return (
         f"its columns have no names, and are taken for the run's in their order: {shown([c.name for c in run.columns])}. Rows "
         "in a table with these names go by name"
+    )
+
+
+def without_names(columns: Sequence[Column]) -> str:
+    """Say that columns with names are taken by their place, as the run knows its own by place alone."""
+    return (
+        f"its columns are taken in their order, {shown([c.name for c in columns])}: the run was trained on columns without "
+        "names, or with two called alike, and cannot tell whether these are the same"
     )
 
 

@@ -20,6 +20,14 @@ def test_shards_are_trained_on_resumed_and_scored_anew(tmp_path, monkeypatch, ca
     cut = ["manifest", str(folder), "--of", str(tmp_path / "big.npy"), "--rows", "200", "--num-rows"]
     assert main([*cut, "901"]) == 3 and "has 900 rows, and num_rows=901" in capsys.readouterr().err
     assert main([*cut, "900"]) == 0
+    assert "900 rows × 6 columns of float32 in 5 files, 22.2 kB" in capsys.readouterr().out
+    assert (
+        main(["manifest", str(tmp_path / "big.npy")]) == 3 and "is a file: pyro-vae manifest" in capsys.readouterr().err
+    )
+    (folder / "labels").mkdir()
+    (folder / "rows.csv").write_text("1,2\n")
+    assert main(["manifest", str(folder)]) == 0
+    assert "not counted: labels/, rows.csv" in capsys.readouterr().err
     assert main(["manifest", str(folder), "--check"]) == 0
     assert "900 rows in 5 files" in capsys.readouterr().out
     options = small("--data", str(folder), "--memory", "10 kB", "--batch-size", "64")

@@ -89,6 +89,23 @@ def test_a_column_of_labels_and_rows_of_one_number(tmp_path):
     assert Stored(tmp_path / "x.parquet", key="label").shape == (1000,)
 
 
+BY_COLUMNS = {
+    "array": lambda x: np.asfortranarray(x),
+    "tensor": lambda x: torch.from_numpy(x.T.copy()).T,
+    "parts, as of a data frame": lambda x: (np.asfortranarray(part) for part in np.array_split(x, 3)),
+    "one part": lambda x: iter([np.asfortranarray(x)]),
+    "images": lambda x: np.asfortranarray(x.reshape(-1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("rows", [4, None])
+@pytest.mark.parametrize("form", BY_COLUMNS)
+def test_rows_that_lie_by_columns_are_written_by_rows(form, rows, tmp_path):
+    x = np.arange(54, dtype=np.float32).reshape(9, 6)
+    write_shards(BY_COLUMNS[form](x), tmp_path / "rows", rows)
+    assert np.array_equal(Stored(tmp_path / "rows")[:].numpy().reshape(9, 6), x)
+
+
 def test_rows_that_are_held_out_are_passed_over(tmp_path):
     gone = np.array([0, 1, 249, 250, 600, 999])
     x, left = Stored(shards(tmp_path, X), memory="20 kB").without(gone), np.delete(X, gone, axis=0)

@@ -1,6 +1,8 @@
 """pyro_vae.data: what comes in, what is refused and how it is said, splits, binarization, files."""
 
+import bz2
 import gzip
+import lzma
 import math
 import pickle
 import resource
@@ -121,9 +123,11 @@ def test_a_damaged_header(tmp_path):
 
 def test_missing_files_and_folders(tmp_path):
     (tmp_path / "folder.npy").mkdir()
-    for path in (tmp_path / "none.npy", tmp_path / "none.csv", tmp_path / "folder.npy"):
+    for path in (tmp_path / "none.npy", tmp_path / "none.csv"):
         with pytest.raises(DataError, match="no file"):
             load(path)
+    with pytest.raises(DataError, match=r"folder\.npy is a folder"):
+        load(tmp_path / "folder.npy")
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -173,6 +177,44 @@ def test_bad_csv(tmp_path, text, message):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load(tmp_path / "x.csv")
+
+
+PACKED = {
+    "gzip": (gzip.compress(b"a,b\n1,2\n3,4\n"), "packed by gzip: unpack it"),
+    "bzip2": (bz2.compress(b"a,b\n1,2\n3,4\n"), "packed by bzip2: unpack it"),
+    "xz": (lzma.compress(b"a,b\n1,2\n3,4\n"), "packed by xz: unpack it"),
+    "zip": (b"PK\x03\x04\x14\x00\xff\xff", "a spreadsheet, or packed by zip"),
+    "excel": (b"\xd0\xcf\x11\xe0\xa1\xb1", "a spreadsheet: save the sheet"),
+}
+
+
+@pytest.mark.parametrize("columns", [None, "auto"])
+@pytest.mark.parametrize("packed", PACKED)
+def test_a_packed_file_that_is_called_csv_is_told_for_what_it_is(tmp_path, packed, columns):
+    content, way = PACKED[packed]
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(DataError, match=way):
+        load(tmp_path / "x.csv", table=TableOptions(columns=columns))
+
+
+def test_infinity_is_not_told_as_a_gap(tmp_path):
+    x = np.ones((9, 2))
+    x[4, 1] = np.inf
+    np.save(tmp_path / "x.npy", x)
+    for missing in (False, True):
+        with pytest.raises(DataError, match="infinity stands for no value that was missed") as caught:
+            load(tmp_path / "x.npy", missing=missing)
+        assert "To model gaps" not in str(caught.value)
+    x[2, 0] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match="To model gaps: --missing"):
+        load(tmp_path / "x.npy")
+
+
+def test_two_columns_of_one_name_are_told(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,a\n" + "1.5,2,3\n2.5,1,7\n" * 5)
+    data = load(tmp_path / "x.csv", verbose=False)
+    assert any("two columns are called 'a'" in note for note in data.notes) and data.columns == ()
 
 
 def test_csv_of_bytes(tmp_path):

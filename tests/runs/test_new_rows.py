@@ -306,6 +306,19 @@ def test_gaps_in_new_rows_of_a_run_without_any_are_refused_with_a_way_on(tmp_pat
     np.save(tmp_path / "new.npy", np.array([[0.5, np.nan], [1.0, 2.0]]))
     train_run(Config(data=str(tmp_path / "x.npy"), **SMALL), tmp_path / "run", num_samples=5, device="cpu")
     capsys.readouterr()
+    for name, rows, what in (
+        ("no rows", np.zeros((0, 2)), "x is empty"),
+        ("dates", np.full((3, 2), "2024-01-01", dtype="M8[D]"), "datetime64"),
+        ("spans", np.ones((3, 2), "m8[s]"), "timedelta64"),
+        ("texts", np.full((3, 2), "a"), "<U1"),
+    ):
+        np.save(tmp_path / f"{name}.npy", rows)
+        assert main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / f"{name}.npy")]) == 3
+        said = capsys.readouterr().err
+        assert f"{name}.npy: " in said and what in said
+    (tmp_path / "named.csv").write_text("b,a\n1.5,2\n")
+    open_rows(load_run(tmp_path / "run"), tmp_path / "named.csv")
+    assert "named.csv: its columns are taken in their order, 'b', 'a'" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "new.npy")]) == 3
     said = capsys.readouterr().err
     assert (
