@@ -101,9 +101,8 @@ def write_shards(x: Any, folder: Path | str, rows: int | None = None, *, num_row
         folder.mkdir(parents=True, exist_ok=True)
         shards = counted(shards_of(arrays_of(x), rows), num_rows, folder)
         for number, shard in enumerate(shards):
-            np.save(
-                folder / f"{number:05}.npy", np.ascontiguousarray(shard), allow_pickle=False
-            )  # a frame's lie by columns
+            by_rows = np.ascontiguousarray(shard)  # a frame's lie by columns
+            np.save(folder / f"{number:05}.npy", by_rows, allow_pickle=False)
     return write_manifest(folder)
 
 

@@ -166,9 +166,8 @@ class Problem:
     def probed(self, vectorize: bool = True) -> Problem:
         """Choose how K particles are run, by :func:`~pyro_vae.programs.vectorize_probe.choose_vectorizing`, or one by one."""
         weighed = self.guide if isinstance(self.guide, RefusedGuide) else as_trained(self.guide)
-        chosen = choose_vectorizing(
-            replace(self, guide=weighed)
-        )  # it refuses rows that are coupled, however they are run
+        # rows that are coupled are refused, however particles are run
+        chosen = choose_vectorizing(replace(self, guide=weighed))
         return replace(self, vectorizing=chosen if vectorize else replace(chosen, model=LOOP.model, guide=LOOP.guide))
 
     def __len__(self) -> int:
