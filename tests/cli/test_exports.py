@@ -72,4 +72,4 @@ def test_other_splits_are_other_rows(run, tmp_path):
 def test_nothing_missing_is_nothing_to_impute(train, tmp_path, capsys):
     assert train("whole", "--data", "digits") == 0
     assert main(["impute", str(tmp_path / "whole"), "--rows", "3"]) == 2
-    assert "no value of these 3 test rows is missing" in capsys.readouterr().err
+    assert "no value of the 3 rows is missing" in capsys.readouterr().err
