@@ -146,6 +146,12 @@ def test_a_replay_that_does_nothing_is_another_run(on_device):
         close_states(eager, several, 1e-3)
 
 
+def test_an_epoch_that_ends_with_a_replay_tells_the_rate_of_its_last_step(on_device):
+    options = {"x": grey()[: 8 * STEPS], "schedule": warmup(cosine, 0.3), "optimizer": adam(1e-2)}
+    _, a, _, b, replays = both(on_device, **options)
+    assert replays > 1 and [r["lr"] for r in a.history] == [r["lr"] for r in b.history]
+
+
 def test_numbers_that_move_are_followed_within_a_replay(on_device):
     runs = []
     for engine in ("eager", "graph"):
