@@ -199,6 +199,21 @@ class Sharp:
         return dist.Normal(0.0, 1.01**0.5).log_prob(self.x).sum(-1)
 
 
+def test_a_prior_of_which_a_factor_is_a_part_is_not_drawn():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("narrower", -0.5 * z**2)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 3, 3**-0.5))
+
+    with pytest.raises(ProgramError, match=r"site 'narrower' of the model is a pyro\.factor"):
+        to_datatree(model, guide, torch.randn(5), draws=10, num_samples=200, strict=False)
+
+
 def test_a_log_likelihood_group_would_be_nats_too_high_and_is_not_there():
     """The harmonic mean of p(x | z), by draws of the exact posterior; log p(x) itself is in the tree, to the digit."""
     xarray, pair = imported("xarray", "arviz", "a test"), Sharp()

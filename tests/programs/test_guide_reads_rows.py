@@ -21,6 +21,7 @@ from pyro_vae import (
     posterior_predictive_check,
     reconstruct,
     simulation_based_calibration,
+    to_datatree,
 )
 from pyro_vae.errors import CoupledGuideWarning, ProgramError
 
@@ -133,6 +134,7 @@ USES = {
     "reconstruct, draws": lambda guide: reconstruct((model, guide), X, num_samples=2),
     "interpolate": lambda guide: interpolate((model, guide), X, X + 1, steps=2),
     "posterior_draws": lambda guide: posterior_draws(model, guide, X, draws=2, num_samples=200, strict=False),
+    "to_datatree": lambda guide: to_datatree(model, guide, X, draws=2, num_samples=200, strict=False),
     "impute": lambda guide: impute((model, guide), X, num_samples=20),
     "posterior_predictive_check": lambda guide: posterior_predictive_check(model, guide, X, num_draws=4),
     "log_weights": lambda guide: log_weights(model, guide, X),
