@@ -20,7 +20,7 @@ from pyro_vae.common.inductor import compile_cpp
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 PANEL = 300_000  # numbers, of which as many times lie in a processor's cache as the tree is deep
-TILE = (256, 512)  # rows and columns at most: large enough for a product, small enough for a core's own cache
+TILE = (160, 400)  # rows and columns at most: large enough for a product, small enough for a core's own cache
 ALIGNED = 16  # numbers: a vector register's
 
 
