@@ -280,10 +280,9 @@ def products_timed() -> int | None:
 
 def load_cpp(source: str) -> Any:
     """Compile C++ into Inductor's cache, and load it from there; None where torch cannot, or the compiler gave up."""
+    vectorized = ("-ftree-loop-vectorize",)  # which Inductor turns off, for its own loops
     try:
-        return find(CPP).load(
-            source, extra_flags=("-ftree-loop-vectorize",)
-        )  # which Inductor turns off, for its own loops
+        return find(CPP).load(source, extra_flags=vectorized)
     except Exception:  # the compiler's own errors are many
         return None
 

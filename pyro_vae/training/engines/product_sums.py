@@ -46,8 +46,10 @@ KEPT: list[Any] = []
 def by_tiles(a: Tensor, b: Tensor) -> Tensor:
     """Sum aᵢᵀ bᵢ as :func:`by_panels` does, to its bits; by tiles where they have been seen to have them."""
     run = kernels().get(a.dtype)
-    alike = run is not None and has_the_bits((*a.shape, b.shape[2]), a.dtype, torch.get_num_threads())
-    return run(a, b) if run is not None and alike else by_panels(a, b)
+    # the compiled sum reads memory as it is told; where something is wrong, torch says what
+    if run is None or b.dtype != a.dtype or a.shape[:2] != b.shape[:2] or 0 in (*a.shape, *b.shape):
+        return by_panels(a, b)
+    return run(a, b) if has_the_bits((*a.shape, b.shape[2]), a.dtype, torch.get_num_threads()) else by_panels(a, b)
 
 
 @cache

@@ -235,6 +235,16 @@ def test_what_tiles_would_round_otherwise_is_summed_by_panels(shape, monkeypatch
     product_sums.has_the_bits.cache_clear()
 
 
+def test_factors_that_do_not_go_together_are_no_memory_to_read():
+    a, b = factors((4, 8, 30, 20))
+    for other in (b.double(), b[:2], b[:, :4]):
+        with pytest.raises((RuntimeError, IndexError)):
+            by_tiles(a, other)
+    for p, q in ((0, 20), (30, 0)):
+        assert by_tiles(a[..., :p], b[..., :q]).shape == (p, q)
+    assert torch.equal(by_tiles(a[:, :0], b[:, :0]), torch.zeros(30, 20))
+
+
 @pytest.mark.parametrize("why", ["no compiler", "it gave up"])
 def test_without_a_compiler_there_are_no_tiles(why, monkeypatch):
     if why == "no compiler":
