@@ -15,11 +15,11 @@ from pyro_vae.cli.main import main
 from pyro_vae.data import Split, load
 from pyro_vae.errors import DataError, DivergedError, ShapeError, UsageError
 from pyro_vae.runs import train_run as train_run_module
-from pyro_vae.runs.data_choices import decided
+from pyro_vae.runs.data_choices import choices_told, decided
 from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
 from pyro_vae.runs.kinds.hierarchical import GUIDES, widths_of
 from pyro_vae.runs.kinds.multimodal import GUIDES as MODALITIES
-from pyro_vae.runs.kinds.semi_supervised import decide, keep_labels, passed_over, train_rows
+from pyro_vae.runs.kinds.semi_supervised import KIND, decide, keep_labels, train_rows
 from pyro_vae.runs.kinds.sequence import sequences, steps_of
 from pyro_vae.runs.kinds.sequence import train_rows as sequences_to_train_on
 from pyro_vae.runs.kinds.table import MODELS
@@ -247,12 +247,19 @@ def test_labels_and_classes_that_a_config_leaves_out_are_told():
     """As a fork on data of more labels, which has its parent's config."""
     more = Labels([0, 1, 1, 0, -1])
     parents = decide(DEFAULTS, Labels([0, 1, -1, -1, -1]))
-    assert parents["labelled"] == 2 and passed_over(decide(parents, more), more) == [
+    assert parents["labelled"] == 2 and KIND.passed_over(decide(parents, more), more) == [
         "2 of the 4 labels of training rows are known, 2 are left out (--model.labelled 4, or 0, for all)"
     ]
-    assert passed_over(decide(DEFAULTS, more), more) == [] == passed_over(decide(parents | {"labelled": 0}, more), more)
-    (note,) = passed_over(decide(parents | {"labelled": 0, "classes": 3}, more), more)
+    assert (
+        KIND.passed_over(decide(DEFAULTS, more), more)
+        == []
+        == KIND.passed_over(decide(parents | {"labelled": 0}, more), more)
+    )
+    (note,) = KIND.passed_over(decide(parents | {"labelled": 0, "classes": 3}, more), more)
     assert note.startswith("3 classes, and the labels are of 2:")
+    given, digits = Config(data="digits", model="semi_supervised", model_options={"labelled": 50}), load("digits")
+    told = choices_told(given, decided(given, digits), digits)
+    assert any(line.startswith("50 of the 1437 labels of training rows are known") for line in told)
 
 
 DEFAULTS = {"classes": 0, "labelled": 0, "weight": 0.1}
