@@ -253,9 +253,9 @@ class TracedEngine(Engine):
         if what is None:
             self.checks, self.largest_difference = self.checks + 1, max(off, self.largest_difference)
             return self.assign_gradients(*captured)
-        if is_kink(what) and same_buffers and several is None and self.kink_alone(flat, batch):
+        if is_kink(what) and same_buffers and self.kink_alone(flat, batch):
             self.checks += 1
-            return self.assign_gradients(*eager)
+            return self.assign_gradients(*captured)
         before.restore()
         fresh = several is not None and flat in several.fresh
         if fresh or flat not in self.graphs.get(key, ()) or self.failed_checks >= TRIES:

@@ -57,7 +57,7 @@ def is_kink(what: str | None) -> bool:
 
 
 def parts_of_rows(rows: int) -> Iterator[Tensor]:
-    """Yield row numbers, as many as there are, of halves and quarters of the rows: a row with a kink is in few of them.
+    """Yield row numbers, as many as there are, of a half to a sixteenth of the rows: a row with a kink is in few of them.
 
     Example:
         >>> [part.tolist() for part in parts_of_rows(4)][:3]
@@ -65,6 +65,7 @@ def parts_of_rows(rows: int) -> Iterator[Tensor]:
     """
     every, half = torch.arange(rows), max(1, rows // 2)
     parts = [every[:half], every[-half:], *(every[i::2] for i in range(2)), *(every[i::4] for i in range(4))]
+    parts += [every[3 * i :: apart] for apart in (8, 16) for i in range(4)]  # a wide network's rows have many
     for part in parts:
         if 0 < len(part) < rows:
             yield part.repeat(-(-rows // len(part)))[:rows]

@@ -63,7 +63,7 @@ def test_a_graph_stays_where_rows_alone_differ(engine, what, stays, on_device, k
 
 @pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
 def test_so_it_does_in_single_steps(what, stays, kinks):
-    """Under an optimizer that no whole step holds: that step has eager's gradient."""
+    """Under an optimizer that no whole step holds."""
     sgd = partial(torch.optim.SGD, lr=1e-3)
     run = fit(small_vae(seed=0).double(), with_kinks(), engine="trace", optimizer=sgd, on_epoch=kinks(what))
     assert ("traced anew" in run.engine or "eager from here on" in run.engine) != stays, run.engine
@@ -82,7 +82,20 @@ def test_the_run_is_the_one_without_kinks(on_device, kinks):  # noqa: F811
     assert all(map(torch.equal, *weights))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
+def test_so_it_does_in_shards(what, stays, kinks):
+    """All of which one graph goes on to compute: its bits are those of the graph of one, kink or not."""
+    weights, told = [], []
+    for began in (lambda record: None, kinks(what)):
+        vae, x = small_vae(seed=0).double(), with_kinks().repeat(2, 1)[:64]
+        run = fit(vae, x, engine="trace", batch_size=32, shards=2, transform=binarize, on_epoch=began)
+        weights.append([p.clone() for p in vae.parameters()])
+        told.append("one after the other" in run.engine)
+    assert ("traced anew" in run.engine or "eager from here on" in run.engine) != stays, run.engine
+    assert not stays or (all(map(torch.equal, *weights)) and told[0] == told[1])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 13, 64])
 def test_parts_are_of_as_many_rows_and_leave_each_out(rows):
     parts = list(parts_of_rows(rows))
     assert all(len(part) == rows and len(set(part.tolist())) < rows for part in parts)
