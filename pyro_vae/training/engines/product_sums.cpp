@@ -20,6 +20,7 @@ struct Sizes {
   long parts;        // a power of two
   int m, p, q;       // a[i] is (m, p), b[i] is (m, q)
   int rows, columns; // of a tile
+  int within;        // a last pair is added up within its second product: where that rounds as a product that is then added
 };
 
 auto gemm(float) { return sgemm_; }
@@ -38,10 +39,10 @@ template <typename T> struct Tile {
   // c = the tree of `count` parts; each level of it takes a tile of `spare`
   void tree(const T* a, const T* b, long count, T* c, int c_row, T* spare) const {
     const long half = count / 2, left = half * of.m * of.p, right = half * of.m * of.q;
-    if (count <= 2) {
+    if (count == 1) return product(a, b, c, c_row, 0);
+    if (count == 2 && of.within) {
       product(a, b, c, c_row, 0);
-      if (count == 2) product(a + left, b + right, c, c_row, 1);
-      return;
+      return product(a + left, b + right, c, c_row, 1);
     }
     tree(a, b, half, c, c_row, spare);
     tree(a + left, b + right, half, spare, columns, spare + long(rows) * columns);
@@ -57,7 +58,7 @@ template <typename T> struct Tile {
 template <typename T> void sum(const T* a, const T* b, T* out, const Sizes& of) {
   const int down = (of.p + of.rows - 1) / of.rows, across = (of.q + of.columns - 1) / of.columns;
   long levels = 0;
-  while ((4L << levels) <= of.parts) levels++;
+  while (((of.within ? 4L : 2L) << levels) <= of.parts) levels++;
 #pragma omp parallel
   {
     // a register's width divides a row's, and so each row begins where one does
@@ -74,10 +75,12 @@ template <typename T> void sum(const T* a, const T* b, T* out, const Sizes& of) 
 
 }  // namespace
 
-extern "C" void sum_float32(const float* a, const float* b, float* out, long parts, int m, int p, int q, int rows, int columns) {
-  sum(a, b, out, Sizes{parts, m, p, q, rows, columns});
+extern "C" void sum_float32(const float* a, const float* b, float* out, long parts, int m, int p, int q, int rows, int columns,
+                            int within) {
+  sum(a, b, out, Sizes{parts, m, p, q, rows, columns, within});
 }
 
-extern "C" void sum_float64(const double* a, const double* b, double* out, long parts, int m, int p, int q, int rows, int columns) {
-  sum(a, b, out, Sizes{parts, m, p, q, rows, columns});
+extern "C" void sum_float64(const double* a, const double* b, double* out, long parts, int m, int p, int q, int rows, int columns,
+                            int within) {
+  sum(a, b, out, Sizes{parts, m, p, q, rows, columns, within});
 }

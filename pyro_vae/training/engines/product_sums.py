@@ -22,6 +22,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 PANEL = 300_000  # numbers, of which as many times lie in a processor's cache as the tree is deep
 TILE = (160, 400)  # rows and columns at most: large enough for a product, small enough for a core's own cache
 ALIGNED = 16  # numbers: a vector register's
+EXAMPLES = 1000  # numbers that two ways of rounding are compared by, at least
 
 
 @cache
@@ -49,23 +50,29 @@ def by_tiles(a: Tensor, b: Tensor) -> Tensor:
     # the compiled sum reads memory as it is told; where something is wrong, torch says what
     if run is None or b.dtype != a.dtype or a.shape[:2] != b.shape[:2] or 0 in (*a.shape, *b.shape):
         return by_panels(a, b)
-    return run(a, b) if has_the_bits((*a.shape, b.shape[2]), a.dtype, torch.get_num_threads()) else by_panels(a, b)
+    within = pairs_within((*a.shape, b.shape[2]), a.dtype, torch.get_num_threads())
+    return by_panels(a, b) if within is None else run(a, b, within)
 
 
 @cache
-def has_the_bits(shape: tuple[int, ...], dtype: torch.dtype, threads: int) -> bool:
-    """Return whether sums by tiles have the bits of those by panels: by an example of ``(S, m, p, q)``.
+def pairs_within(shape: tuple[int, ...], dtype: torch.dtype, threads: int) -> bool | None:
+    """Return whether tiles may add up a pair within a product, to the bits of panels; None where tiles never have these.
 
-    A library may sum over many rows in other pieces where a product has fewer columns, or its threads share the rows out.
+    By examples of ``(S, m, p, q)``. A library may sum over many rows in other pieces where a product has fewer columns, or
+    its threads share the rows out.
     """
     generator = torch.Generator().manual_seed(0)
     parts, m, p, q = shape
-    a, b = (torch.randn(parts, m, n, dtype=dtype, generator=generator) for n in (p, q))
-    return torch.equal(kernels()[dtype](a, b), by_panels(a, b))
+    run, ways = kernels()[dtype], [True, False]
+    for _ in range(-(-EXAMPLES // (p * q))):
+        a, b = (torch.randn(parts, m, n, dtype=dtype, generator=generator) for n in (p, q))
+        total = by_panels(a, b)
+        ways = [within for within in ways if torch.equal(run(a, b, within), total)]
+    return ways[0] if ways else None
 
 
 @cache
-def kernels() -> dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]]:
+def kernels() -> dict[torch.dtype, Callable[[Tensor, Tensor, bool], Tensor]]:
     """Compile the sums by tiles, for each type of numbers; none where there is no compiler, or torch's BLAS is hidden."""
     library = compile_cpp(SOURCE.read_text(encoding="utf-8"))
     if library is None:
@@ -73,16 +80,17 @@ def kernels() -> dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]]:
     return {torch.float32: called(library.sum_float32), torch.float64: called(library.sum_float64)}
 
 
-def called(function: Any) -> Callable[[Tensor, Tensor], Tensor]:
+def called(function: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
     """Give the compiled sum tensors."""
-    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] + [ctypes.c_int] * 5
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] + [ctypes.c_int] * 6
     function.restype = None
 
-    def run(a: Tensor, b: Tensor) -> Tensor:
+    def run(a: Tensor, b: Tensor, within: bool) -> Tensor:
         a, b = a.contiguous(), b.contiguous()
         (parts, m, p), q = a.shape, b.shape[2]
         out = a.new_empty(p, q)
-        function(a.data_ptr(), b.data_ptr(), out.data_ptr(), parts, m, p, q, piece(p, TILE[0]), piece(q, TILE[1]))
+        tile = piece(p, TILE[0]), piece(q, TILE[1])
+        function(a.data_ptr(), b.data_ptr(), out.data_ptr(), parts, m, p, q, *tile, within)
         return out
 
     return run
@@ -114,14 +122,32 @@ def by_panels(a: Tensor, b: Tensor) -> Tensor:
         >>> torch.equal(by_panels(a, b), (c[0] + c[1]) + (c[2] + c[3]))
         True
     """
-    p, q = a.shape[2], b.shape[2]
+    m, p, q = *a.shape[1:], b.shape[2]
     total, count = a.new_empty(p, q), panels(p, q)
     outs = total.tensor_split(count)
     spare = [torch.empty_like(outs[0]) for _ in range(len(a).bit_length() - 1)]
-    right = b.unbind()
+    right, threads = b.unbind(), torch.get_num_threads()
     for left, out in zip(a.tensor_split(count, 2), outs, strict=True):
-        add_up(left.mT.unbind(), right, out, [held[: len(out)] for held in spare])
+        within = adds_last((m, len(out), q), a.dtype, threads)
+        add_up(left.mT.unbind(), right, out, [held[: len(out)] for held in spare], within)
     return total
+
+
+@cache
+def adds_last(shape: tuple[int, int, int], dtype: torch.dtype, threads: int) -> bool:
+    """Return whether c += aᵀ b, of ``(m, p, q)``, has the bits of the product that is then added: by examples.
+
+    A library may begin a sum with what it is added to, where a matrix is small, and on one processor and not on another.
+    """
+    m, p, q = shape
+    if min(p, q) < 2:  # a product with a vector, which examples of few numbers may not tell
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(-(-EXAMPLES // (p * q))):
+        a, b, c = (torch.randn(size, dtype=dtype, generator=generator) for size in ((m, p), (m, q), (p, q)))
+        if not torch.equal(c + a.T @ b, torch.addmm(c, a.T, b)):
+            return False
+    return True
 
 
 def panels(p: int, q: int) -> int:
@@ -134,15 +160,15 @@ def panels(p: int, q: int) -> int:
     return max(1, min(-(-p * q // PANEL), p // 2 if q > 1 else 1))
 
 
-def add_up(a: Sequence[Tensor], b: Sequence[Tensor], out: Tensor, spare: Sequence[Tensor]) -> None:
-    """Sum aᵢ bᵢ into `out`, by way of what is spare: one tensor for each level of the tree."""
+def add_up(a: Sequence[Tensor], b: Sequence[Tensor], out: Tensor, spare: Sequence[Tensor], within: bool) -> None:
+    """Sum aᵢ bᵢ into `out`, by way of what is spare: one tensor for each level of the tree; a last pair `within` a product."""
     half = len(a) // 2
     if half == 0:
         torch.mm(a[0], b[0], out=out)
-    elif half == 1 and 1 not in out.shape:  # a product of a matrix and a vector is rounded otherwise where it is added
+    elif half == 1 and within:
         torch.mm(a[0], b[0], out=out)
         out.addmm_(a[1], b[1])
     else:
-        add_up(a[:half], b[:half], out, spare)
-        add_up(a[half:], b[half:], spare[0], spare[1:])
+        add_up(a[:half], b[:half], out, spare, within)
+        add_up(a[half:], b[half:], spare[0], spare[1:], within)
         out.add_(spare[0])
