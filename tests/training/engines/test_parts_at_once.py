@@ -219,7 +219,7 @@ def test_a_sum_by_tiles_has_the_bits_of_the_tree(shape, dtype):
     assert torch.equal(by_tiles(a, b), tree(a, b))
     assert within is None or torch.equal(product_sums.kernels()[dtype](a, b, False), tree(a, b))
     across = [t.mT.contiguous().mT for t in (a, b)]
-    assert torch.equal(by_tiles(*across), by_tiles(a, b))
+    assert within is None or torch.equal(by_tiles(*across), by_tiles(a, b))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
