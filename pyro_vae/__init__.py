@@ -77,7 +77,7 @@ from pyro_vae.programs.summed_out import sum_out
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.runs.compare_runs import compare_runs
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.ensemble_run import load_ensemble
+from pyro_vae.runs.evaluate_ensemble import load_ensemble
 from pyro_vae.runs.evaluate_run import evaluate_run
 from pyro_vae.runs.load import load_run
 from pyro_vae.runs.resume_run import resume_run

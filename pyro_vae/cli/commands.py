@@ -20,11 +20,12 @@ from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.ensemble_run import name_of, train_ensemble
+from pyro_vae.runs.ensemble_folder import name_of
 from pyro_vae.runs.registry import TABLES
 from pyro_vae.runs.report.page import write_report
 from pyro_vae.runs.report.seeds import write_seeds_report
 from pyro_vae.runs.resume_run import resume_run
+from pyro_vae.runs.train_ensemble import train_ensemble
 from pyro_vae.runs.train_run import MINUTES, train_run
 from pyro_vae.training.tensorboard_tracker import TensorBoardTracker
 from pyro_vae.training.tracker import Tracker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pyro_vae.common.flagged import format_log_px
 from pyro_vae.common.plain_text import plain
@@ -50,9 +51,7 @@ def bracket(
             data_dir=data_dir, device=device,
         )  # fmt: skip
         if here.leads:
-            with by_itself():
-                page = write_report(run, data_dir=data_dir)
-            print(plain(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}\nreport: {page}"))
+            print_and_report(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}", run, data_dir)
 
 
 @app.command
@@ -81,9 +80,14 @@ def gaps(
     with joined(device) as here:
         found = gaps_run(run, rows=rows, steps=steps, chunk_size=chunk_size, data_dir=data_dir, device=device)
         if here.leads:
-            with by_itself():
-                page = write_report(run, data_dir=data_dir)
-            print(plain(f"{found}\nreport: {page}"))
+            print_and_report(found, run, data_dir)
+
+
+def print_and_report(found: Any, run: Path, data_dir: Path | None) -> None:
+    """Write a run's report with what was found in it, by this process alone; print both."""
+    with by_itself():
+        page = write_report(run, data_dir=data_dir)
+    print(plain(f"{found}\nreport: {page}"))
 
 
 def of_one_seed(run: Path, command: str) -> None:

@@ -17,7 +17,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.runs.compare_runs import compare_runs, write
 from pyro_vae.runs.ensemble_folder import is_ensemble
-from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble
+from pyro_vae.runs.evaluate_ensemble import compare_ensembles, evaluate_ensemble
 from pyro_vae.runs.evaluate_run import evaluate_opened
 from pyro_vae.runs.evaluation_options import EvaluationOptions
 from pyro_vae.runs.load import load_run

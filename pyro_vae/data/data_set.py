@@ -43,6 +43,12 @@ class Data:
         part: some training rows in memory, evenly spaced, where they are on disk; None where all are in memory.
         kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on);
             "counts", whole numbers from 0, of a sparse matrix; "".
+
+    Example:
+        >>> from pyro_vae.data.datasets import load
+        >>> digits = load("digits", verbose=False)
+        >>> len(digits.train), len(digits.validation), len(digits.test), digits.shape, digits.policy
+        (1437, 180, 180, (1, 8, 8), 'counts 0..16')
     """
 
     name: str

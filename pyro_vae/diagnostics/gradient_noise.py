@@ -69,6 +69,16 @@ class GradientReport:
         stats: objective's name to "encoder" and "decoder" to :class:`GradientStats`.
         draws, reference_draws: how many, and how many the reference is the mean of.
         rows, seed: of the batch; of the draws.
+
+    Example:
+        >>> encoder = GradientStats(torch.tensor([0.5, -1.0]), torch.tensor([0.25, 4.0]), cosine=0.9, cosine_se=0.01)
+        >>> report = GradientReport({"iwae": {"encoder": encoder}}, draws=200, reference_draws=200, rows=32, seed=0)
+        >>> report["iwae"]["encoder"].snr
+        tensor([1.0000, 0.5000])
+        >>> print(report)
+        objective  part        varying/all   variance  SNR mean  SNR median  cosine to reference
+        iwae       encoder            2/2       2.12     0.750       0.500    0.900 ± 0.010
+        200 draws of the gradient on 32 rows, seed 0; SNR = |mean| / sd over coordinates that vary. ...
     """
 
     stats: Mapping[str, Mapping[str, GradientStats]]

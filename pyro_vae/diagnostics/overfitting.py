@@ -24,6 +24,22 @@ class Overfitting:
 
     Attributes:
         train, test: the :class:`Gaps` of rows that were trained on, and of rows that were not.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.9))
+        >>> train, test = torch.tensor([-0.5, 1.0]), torch.tensor([-2.0, 2.5])
+        >>> split = overfitting(model, guide, train, test, steps=10, num_samples=50, verbose=False)
+        >>> parts = split.summary()
+        >>> difference = split.train.elbo.mean() - split.test.elbo.mean()
+        >>> abs(parts["decoder"]["value"] + parts["approximation"]["value"] + parts["encoder"]["value"] - difference) < 1e-9
+        tensor(True)
     """
 
     train: Gaps

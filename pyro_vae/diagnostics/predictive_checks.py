@@ -81,6 +81,13 @@ class PredictiveCheck:
         statistics: a :class:`Discrepancy` each, by name.
         kind: "posterior" or "prior".
         rows, num_draws, seed: N; S, replications of the data; of the draws.
+
+    Example:
+        >>> drawn = torch.arange(8.0).unsqueeze(1)
+        >>> inside, beyond = Discrepancy(torch.tensor([[4.0]]), drawn), Discrepancy(torch.tensor([[9.0]]), drawn)
+        >>> check = PredictiveCheck({"mean": inside, "largest": beyond}, kind="prior", rows=20, num_draws=8, seed=0)
+        >>> check.statistics["mean"].p, check.extreme
+        (0.5, ('largest',))
     """
 
     statistics: dict[str, Discrepancy]

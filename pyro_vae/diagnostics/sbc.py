@@ -40,6 +40,13 @@ class Calibration:
         ranks: how many of the draws lie below the truth, ``(N, Q)``, whole numbers 0..L, ties broken at random; and
             ``LEFT_OUT``, -1, where a mask leaves the quantity out of the density of that row.
         num_draws, level, seed: L, draws of q a row; α, of the verdict; of everything drawn.
+
+    Example:
+        >>> uniform, at_the_ends = torch.arange(100) % 10, torch.arange(100) // 50 * 9   # of 9 draws: ranks 0 to 9
+        >>> ranks = torch.stack([uniform, at_the_ends], 1)
+        >>> calibration = Calibration(("z", "log p(x, z)"), ranks, num_draws=9, level=0.05, seed=0)
+        >>> calibration.words, calibration.rejected
+        (('uniform', 'too narrow'), ('log p(x, z)',))
     """
 
     names: tuple[str, ...]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.common.torch_private import dispatching, schema
+from pyro_vae.data.structures import tensors_in
 
 
 def words(text: str) -> frozenset[str]:
@@ -69,13 +70,13 @@ class RowReads(TorchFunctionMode):
 
     def mark(self, values: Any) -> None:
         """Count these tensors as computed from the rows."""
-        for tensor in tensors_in(values):
+        for tensor in with_values(values):
             self.kept.append(tensor)
             self.memory.add(memory_of(tensor))
 
     def derived(self, values: Any) -> bool:
         """Return whether any of these tensors was, or may have been, computed from the rows' values."""
-        return self.left or any(memory_of(t) in self.memory for t in tensors_in(values))
+        return self.left or any(memory_of(t) in self.memory for t in with_values(values))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,26 +101,19 @@ class RowReads(TorchFunctionMode):
         if not self.reads(taken, kwargs):
             return False
         self.mark(written)
-        own = {memory_of(t) for t in tensors_in((args, {k: v for k, v in kwargs.items() if k != "out"}))}
+        own = {memory_of(t) for t in with_values((args, {k: v for k, v in kwargs.items() if k != "out"}))}
         own -= self.memory  # a view of what was not computed from rows, beside one that was (broadcast_tensors)
-        self.mark([t for t in tensors_in(out) if memory_of(t) not in own])
-        self.left |= name not in SHAPES and not any(True for _ in tensors_in(out)) and out is not None
+        self.mark([t for t in with_values(out) if memory_of(t) not in own])
+        self.left |= name not in SHAPES and not any(True for _ in with_values(out)) and out is not None
         return True
 
     def reads(self, *values: Any) -> bool:
-        return any(memory_of(t) in self.memory for t in tensors_in(values))
+        return any(memory_of(t) in self.memory for t in with_values(values))
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dictionaries."""
-    if isinstance(values, Tensor):
-        if values.numel():
-            yield values
-    elif isinstance(values, dict):
-        yield from tensors_in(list(values.values()))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from tensors_in(value)
+def with_values(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples and dictionaries that hold a value: empty ones all lie at one address."""
+    return (tensor for tensor in tensors_in(values) if tensor.numel())
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.common.sharded import gathered_parameters
+from pyro_vae.data.structures import tensors_in
 
 from .check_parameters import trained
 from .findings import Finding, run
@@ -30,7 +31,7 @@ def find_undeclared(model: Program, guide: Program, batch: tuple[Any, ...]) -> l
         if p.stopped is not None or q.stopped is not None:
             return []
         reached = {r.program: leaves(t for site in r.sites.values() for t in tensors_of(site)) for r in (q, p)}
-    known = {id(t) for r in (q, p) for s in r.params.values() for t in given(s)} | {id(t) for t in inputs(batch)}
+    known = {id(t) for r in (q, p) for s in r.params.values() for t in given(s)} | {id(t) for t in tensors_in(batch)}
     known |= {
         id(whole) for owner in owners(model, guide) for part, whole in gathered_parameters(owner) if id(part) in known
     }
@@ -79,17 +80,6 @@ def given(site: Site) -> Iterator[Tensor]:
     yield trained(site)
     if len(site["args"]) > 1 and isinstance(site["args"][1], Tensor):
         yield site["args"][1]
-
-
-def inputs(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, nested ones too."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        yield from inputs(tuple(batch.values()))
-    elif isinstance(batch, list | tuple):
-        for part in batch:
-            yield from inputs(part)
 
 
 def owners_of_parameters(*programs: Program) -> dict[int, tuple[str, str]]:

@@ -33,7 +33,7 @@ from .summary_fields import OF_DATA, check_fields
 
 SCHEMA = 1
 HISTORY = "evaluations.jsonl"
-ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`pyro_vae.runs.ensemble_run`)
+ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`.train_ensemble`)
 WEIGHTS = "model.safetensors"
 OF_RUN = "run.json"  # in a folder of evaluations beside a run: which run that is
 OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl", "bracket.json", "gaps.json", "report.html")

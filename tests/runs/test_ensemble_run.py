@@ -14,11 +14,11 @@ from pyro_vae.common.optional import installed
 from pyro_vae.common.processes import Processes
 from pyro_vae.ensembles.ensemble import Ensemble
 from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, Terminated, UsageError
-from pyro_vae.runs import ensemble_run, folder
+from pyro_vae.runs import folder, train_ensemble
 from pyro_vae.runs import load as loading
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.ensemble_folder import counted, note_diverged, read_list, read_summary
-from pyro_vae.runs.ensemble_run import load_ensemble
+from pyro_vae.runs.evaluate_ensemble import load_ensemble
 from pyro_vae.runs.list_runs import summary_of
 from pyro_vae.runs.lock import locked
 from pyro_vae.runs.member_trackers import trackers_of
@@ -241,7 +241,7 @@ def test_damage_is_named(runs):
 
 def test_several_processes_do_not_train_one_ensemble(tmp_path, monkeypatch):
     """Each would, into one folder, and wait for the others as it scores."""
-    monkeypatch.setattr(ensemble_run, "sharing", lambda: Processes(1, 2))
+    monkeypatch.setattr(train_ensemble, "sharing", lambda: Processes(1, 2))
     with pytest.raises(UsageError, match=r"in one process, and here are 2: .*by_itself"):
-        ensemble_run.train_ensemble(Config(data="digits"), (0, 1), tmp_path / "run")
+        train_ensemble.train_ensemble(Config(data="digits"), (0, 1), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import resume_run as resume_module
 from pyro_vae.runs import train_run as train_module
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.ensemble_run import load_ensemble
+from pyro_vae.runs.evaluate_ensemble import load_ensemble
 from tests.helpers import fuzzed
 from tests.helpers.environment import HEAVY
 from tests.helpers.run_folders import train_small

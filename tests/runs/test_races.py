@@ -18,7 +18,7 @@ from pyro_vae.plots import figures
 from pyro_vae.runs import folder, replacement
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.ensemble_folder import write_list
-from pyro_vae.runs.ensemble_run import evaluate_ensemble
+from pyro_vae.runs.evaluate_ensemble import evaluate_ensemble
 from pyro_vae.runs.evaluation_options import EvaluationOptions
 from pyro_vae.runs.progress import unfinished
 from pyro_vae.runs.run_figures import draw_all, draw_khat

@@ -14,7 +14,8 @@ from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import folder
 from pyro_vae.runs import train_run as train_module
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
+from pyro_vae.runs.evaluate_ensemble import load_ensemble
+from pyro_vae.runs.train_ensemble import train_ensemble
 from pyro_vae.training.tracker import check_trackers
 from tests.helpers.run_folders import train_small
 

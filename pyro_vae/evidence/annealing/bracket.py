@@ -44,6 +44,22 @@ class Bracket:
         importance, annealing: the evidence by importance sampling, and by the forward run.
         acceptance: mean acceptance of the reverse run, ``(N,)``.
         x: the rows that it is of.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.9))
+        >>> from pyro_vae import bracket
+        >>> ends = bracket(
+        ...     model, guide, torch.zeros(2), num_samples=100, num_temperatures=4, num_chains=12, step_size=0.5, verbose=False
+        ... )
+        >>> len(ends), ends.summary()["upper_is"], torch.equal(ends.gap, ends.upper - ends.lower)
+        (2, 'approximate', True)
     """
 
     lower: Tensor
@@ -198,7 +214,8 @@ def bracket(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.9))
         >>> x = torch.tensor([0.0, 1.0])
-        >>> ends, exact = bracket(model, guide, x, num_temperatures=10), dist.Normal(0.0, 2**0.5).log_prob(x)
+        >>> ends = bracket(model, guide, x, num_temperatures=10, step_size=0.5)
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(x)
         >>> low, high = ends.lower - 4 * ends.lower_se, ends.upper + 4 * ends.upper_se
         >>> bool((low < exact).all()), bool((exact < high).all()), ends.strict
         (True, True, False)
@@ -289,7 +306,7 @@ def bdmc(
         >>> def exact_posterior(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> result = bdmc(model, exact_posterior, torch.zeros(2), num_rows=5, num_temperatures=10)
+        >>> result = bdmc(model, exact_posterior, torch.zeros(2), num_rows=5, num_temperatures=10, step_size=0.5)
         >>> bool(result.gap.abs().max() < 1e-5)    # with the exact posterior there is no gap
         True
     """

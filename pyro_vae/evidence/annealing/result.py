@@ -185,6 +185,25 @@ class Annealed(RowEstimates):
         settings: that it was run with.
         measure: that log p(x) is a density with respect to; "score" for one of no distribution (``pyro.factor``).
         row_ids: which rows it is of, as for :class:`~pyro_vae.Evidence`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae import ais
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.9))
+        >>> annealed = ais(
+        ...     model, guide, torch.zeros(2), start="prior", num_temperatures=4, num_chains=12, step_size=0.5, verbose=False
+        ... )
+        >>> annealed.log_w.shape, annealed.acceptance.shape, annealed.method
+        (torch.Size([12, 2]), torch.Size([2]), 'annealed importance sampling from the prior')
+        >>> betas, rate, distortion = annealed.rate_distortion()
+        >>> bool((rate[-1] + distortion[-1] + annealed.log_px.mean()).abs() < 1e-6)
+        True
     """
 
     log_px: Tensor

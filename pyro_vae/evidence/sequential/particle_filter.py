@@ -42,6 +42,20 @@ class Filtered(RowEstimates):
         runs_ess: effective sample size of the R estimates of p(x), ``(N,)``.
         lengths: of the sequences, ``(N,)``.
         measure, method, num_particles, num_runs, seed: what it is a density of, and how it was computed.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import StateSpaceModel, particle_filter
+        >>> walk = StateSpaceModel(
+        ...     initial=lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+        ...     transition=lambda z: dist.Normal(0.9 * z, 0.5).to_event(1),
+        ...     likelihood=lambda z: dist.Normal(z, 1.0).to_event(1),
+        ...     encoder=lambda x, lengths=None: x,
+        ...     posterior=lambda z, h: dist.Normal(0.7 * z + 0.2 * h, 0.5).to_event(1),
+        ... )
+        >>> filtered = particle_filter(walk, torch.zeros(1, 3, 1), num_particles=100)
+        >>> filtered.one_step.shape, filtered.mean.shape, torch.allclose(filtered.one_step.sum(1), filtered.log_px)
+        (torch.Size([1, 3]), torch.Size([1, 3, 1]), True)
     """
 
     log_px: Tensor

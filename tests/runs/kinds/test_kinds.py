@@ -16,7 +16,7 @@ from pyro_vae.data import Split, load
 from pyro_vae.errors import DataError, DivergedError, ShapeError, UsageError
 from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.data_choices import choices_told, decided
-from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
+from pyro_vae.runs.evaluate_ensemble import load_ensemble
 from pyro_vae.runs.kinds.hierarchical import GUIDES, widths_of
 from pyro_vae.runs.kinds.multimodal import GUIDES as MODALITIES
 from pyro_vae.runs.kinds.semi_supervised import KIND, decide, keep_labels, train_rows
@@ -25,6 +25,7 @@ from pyro_vae.runs.kinds.sequence import train_rows as sequences_to_train_on
 from pyro_vae.runs.kinds.table import MODELS
 from pyro_vae.runs.load import open_data
 from pyro_vae.runs.registry import build, kind_of, objective_of, resolved
+from pyro_vae.runs.train_ensemble import train_ensemble
 from tests.helpers.environment import HEAVY
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,6 +4,11 @@ import pytest
 
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem
+from pyro_vae.training import step
+from pyro_vae.training.engines import choose, recorded_steps, traced
+from pyro_vae.training.engines.cuda_graph import Recorded
+from pyro_vae.training.finite_checks import DeferredFiniteCheck, ImmediateFiniteCheck, can_skip
+from tests.helpers.recording import Again
 
 
 @pytest.fixture
@@ -20,3 +25,24 @@ def examined(monkeypatch):
 
     monkeypatch.setattr("pyro_vae.training.before_training.check_training", lambda *looked_at: [])
     monkeypatch.setattr("pyro_vae.training.metrics.problem_of", unprobed)
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """What `fit` does on CUDA, on the CPU; what it returns counts the replays of several steps."""
+
+    def use(recorder=Again):
+        made = []
+        monkeypatch.setattr(choose, "resolve", lambda engine, *_: (engine, "a test"))
+        monkeypatch.setitem(traced.ACCELERATORS, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
+        monkeypatch.setattr(
+            step,
+            "choose_finite_check",
+            lambda device, optimizer, prompt: (
+                ImmediateFiniteCheck() if prompt or not can_skip(optimizer) else DeferredFiniteCheck(device)
+            ),
+        )
+        monkeypatch.setattr(recorded_steps, "CudaRecorder", lambda *_: made.append(recorder()) or made[-1])
+        return lambda: sum(one.replays for one in made)
+
+    return use

@@ -10,7 +10,7 @@ from pyro_vae import fit as fit_
 from pyro_vae.training.engines.traced import TracedEngine
 from pyro_vae.training.engines.verify import is_kink, parts_of_rows
 from tests.helpers.small import small_vae
-from tests.training.engines.test_whole_steps import grey, on_device  # noqa: F401 (a fixture)
+from tests.helpers.whole_steps import grey
 
 pytestmark = pytest.mark.usefixtures("examined")
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
@@ -52,7 +52,7 @@ def kinks(monkeypatch):
 
 @pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
 @pytest.mark.parametrize("engine", ["trace", "graph"])
-def test_a_graph_stays_where_rows_alone_differ(engine, what, stays, on_device, kinks):  # noqa: F811
+def test_a_graph_stays_where_rows_alone_differ(engine, what, stays, on_device, kinks):
     x = with_kinks()
     if engine == "graph":
         on_device()
@@ -69,7 +69,7 @@ def test_so_it_does_in_single_steps(what, stays, kinks):
     assert ("traced anew" in run.engine or "eager from here on" in run.engine) != stays, run.engine
 
 
-def test_the_run_is_the_one_without_kinks(on_device, kinks):  # noqa: F811
+def test_the_run_is_the_one_without_kinks(on_device, kinks):
     """Looks at other rows leave nothing behind: neither weights, nor noise, nor the order."""
     x = with_kinks()
     weights = []
