@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
 from pyro_vae.common.random import seeded
+from pyro_vae.errors import ProgramError
 from pyro_vae.programs.masks import mask_of_site, present
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
@@ -64,6 +65,14 @@ def one_of_rows(problem: Problem, drawn: Sites) -> Sites | None:
         return None
     (site,) = drawn.values()
     return drawn if mask_of_site(site) is True else None
+
+
+def contrasts_of_rows(problem: Problem) -> Tensor:
+    """Draw z_i of every row i, and contrast them, ``(B,)``, as in :func:`information`, where one draw shows all."""
+    drawn = problem.sites(problem.guide, 1)
+    if (known := one_of_rows(problem, drawn)) is None:
+        raise ProgramError("q(z | x_j) at other rows' draws takes a run of the guide")
+    return contrasts(problem, values_of_rows(problem, drawn), 0, len(problem), [()], known)["terms"]
 
 
 def of_particles(known: Sites, some: Mapping[str, Tensor], particles: int) -> Sites:

@@ -18,8 +18,9 @@ from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.data.lazy_rows import chunk_of
 from pyro_vae.diagnostics.closed_units import without_noise
-from pyro_vae.diagnostics.drawn_sites import SITES, drawn_of, tensors_of
+from pyro_vae.diagnostics.drawn_sites import SITES, Drawn, drawn_of, tensors_of
 from pyro_vae.diagnostics.latent_usage import ACTIVE, Units, joined, spread, usage
+from pyro_vae.diagnostics.mutual_information import contrasts_of_rows
 from pyro_vae.errors import MarkedError, NoWeightError, ProgramError, UsageError
 from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
@@ -118,6 +119,12 @@ def without_elbo(error: NoWeightError) -> Record:
 
 
 def part_of_pass(problem: Problem, latents: bool) -> dict[str, Tensor]:
+    """:func:`drawn_once`, as tensors that a process gives others."""
+    sums, drawn = drawn_once(problem, latents)
+    return {SUMS: sums.cpu()} | ({} if drawn is None else tensors_of(drawn))
+
+
+def drawn_once(problem: Problem, latents: bool) -> tuple[Tensor, dict[str, Drawn] | None]:
     """Draw some rows once: summed reconstruction and KL, ``(2,)``, and what the draw tells of the `latents`, if it does."""
     q, p = problem.draw(1)
     terms = problem.terms(p, problem.score(q, "guide", fresh=True))
@@ -125,8 +132,7 @@ def part_of_pass(problem: Problem, latents: bool) -> dict[str, Tensor]:
         drawn = without_noise(q, p, problem) if latents else None
     except (ValueError, RuntimeError, IndexError):  # a measure of its own says why it has none
         drawn = None
-    sums = torch.stack([terms.reconstruction.double().sum(), terms.kl.double().sum()]).cpu()
-    return {SUMS: sums} | ({} if drawn is None else tensors_of(drawn))
+    return torch.stack([terms.reconstruction.double().sum(), terms.kl.double().sum()]), drawn
 
 
 def joint_elbo(step: Step, batch: tuple[Tensor, ...], size: int, over: PartsOfRows = IN_TURN) -> Record:
@@ -180,11 +186,25 @@ def latent_use(
             found = usage(some, of_spread_rows(some, pairs), 2, seed, sites=units, over=over)
     except NO_FIGURES:  # no density a row, or programs that do not broadcast over draws
         return dict.fromkeys(LATENT_KEYS)
-    activity = found.activity.tolist()  # once: both counts are of the same numbers
+    kl = None if found.kl_per_unit is None else found.kl_per_unit.tolist()
+    return record_of_latents(found.activity.tolist(), kl, (found.mutual_information, found.mutual_information_se))
+
+
+def record_of_latents(activity: list[float], kl: list[float] | None, information: tuple[float, float]) -> Record:
+    """Make the record of what latents carry: of coordinates' activity, units' KL, I(x; z) and its error."""
     counts = [sum(a > threshold for a in activity) if activity else None for threshold in (ACTIVE, LESS_ACTIVE)]
-    kl = None if found.kl_per_unit is None else [finite(v) for v in found.kl_per_unit.tolist()]
-    information = finite(found.mutual_information), finite(found.mutual_information_se)
-    return dict(zip(LATENT_KEYS, [*counts, *information, kl], strict=True))
+    kl_per_unit = None if kl is None else [finite(v) for v in kl]
+    return dict(zip(LATENT_KEYS, [*counts, *map(finite, information), kl_per_unit], strict=True))
+
+
+def paired_rows(problem: Problem) -> Problem:
+    """Return the problem of the rows that I(x; z) is logged among, where q(z | x) is cheap for many pairs of them."""
+    return of_spread_rows(of_spread_rows(problem, ROWS), PAIRED)
+
+
+def information_terms(problem: Problem) -> Tensor:
+    """Return the terms whose mean I(x; z) is logged as, ``(B,)``, of draws from the random stream around."""
+    return contrasts_of_rows(problem)
 
 
 def of_spread_rows(problem: Problem, count: int) -> Problem:
@@ -254,9 +274,12 @@ class EpochMetrics:
     probed: ProbedOnce = field(default_factory=ProbedOnce)
     pair: Problem | None = None  # its plates, and how it runs
     units: dict[str, Units] | None = None  # of the latents, where the ELBO's own pass showed them
+    given: tuple[Record, Record] | None = None  # of ELBO and latents, measured elsewhere, of the weights as they are
 
     def elbo(self, when: str) -> Record:
         """Estimate the true ELBO and its terms, in nats per datum; `when` is for the message of a DeviceMemoryError."""
+        if self.given is not None:
+            return self.given[0]
         self.times += 1
         if (
             self.times & (self.times - 1) == 0
@@ -275,6 +298,8 @@ class EpochMetrics:
 
     def latents(self) -> Record:
         """Estimate active units, I(x; z) and KL per unit; right after :meth:`elbo`, whose pass over the rows it takes up."""
+        if self.given is not None:
+            return self.given[1]
         if self.of_data_set is not None:  # no row has a posterior of its own, given no global parameters
             return dict.fromkeys(LATENT_KEYS)
         rows = self.train_sample if self.data.validation is None else self.data.validation
