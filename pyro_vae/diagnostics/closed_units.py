@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.proposal_guide import as_written
@@ -30,5 +28,4 @@ def without_noise(q: Sites, p: Sites, problem: Problem) -> dict[str, Drawn] | No
     if kl is None or not closed:
         return None
     kl, mean = (by_row(a, site["fn"].event_dim, problem.plates)[0] for a in (kl, mean))
-    there = torch.ones_like(mean, dtype=torch.bool)
-    return {name: Drawn(kl, torch.zeros_like(kl), mean, torch.zeros_like(mean), there, (True, True, True))}
+    return {name: Drawn(kl, None, mean, None, None, (True, True, True))}

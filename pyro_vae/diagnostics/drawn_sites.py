@@ -16,13 +16,16 @@ SITES = "sites"  # names and flags, as JSON
 
 @dataclass(frozen=True)
 class Drawn:
-    """One site on n rows: KLs and posterior means of units, ``(n, units)``, their variances, the rows that have them; flags."""
+    """One site on n rows: KLs and posterior means of units, ``(n, units)``, their variances, the rows that have them; flags.
+
+    No variances where nothing is drawn; no `has` where all rows have all units.
+    """
 
     kl: Tensor
-    kl_noise: Tensor
+    kl_noise: Tensor | None
     mean: Tensor
-    mean_noise: Tensor
-    has: Tensor
+    mean_noise: Tensor | None
+    has: Tensor | None
     flags: tuple[bool, bool, bool]
 
 
@@ -30,7 +33,7 @@ def tensors_of(drawn: Mapping[str, Drawn]) -> dict[str, Tensor]:
     """Name the tensors of each site by its place, and tell the sites in their order."""
     about = json.dumps([[name, *site.flags] for name, site in drawn.items()])
     tensors = {f"{i}/{name}": getattr(site, name) for i, site in enumerate(drawn.values()) for name in FIELDS}
-    return tensors | {SITES: bytes_of(about)}
+    return {key: tensor for key, tensor in tensors.items() if tensor is not None} | {SITES: bytes_of(about)}
 
 
 def drawn_of(part: Mapping[str, Tensor]) -> dict[str, Drawn]:
@@ -45,7 +48,8 @@ def drawn_of(part: Mapping[str, Tensor]) -> dict[str, Drawn]:
     """
     found = {}
     for i, (name, *flags) in enumerate(json.loads(text_of(part[SITES]))):
-        kl, kl_noise, mean, mean_noise, has = (part[f"{i}/{field}"] for field in FIELDS)
+        kl, kl_noise, mean, mean_noise, has = (part.get(f"{i}/{field}") for field in FIELDS)
+        assert kl is not None and mean is not None
         factorised, analytic, closed = flags
         found[name] = Drawn(kl, kl_noise, mean, mean_noise, has, (factorised, analytic, closed))
     return found

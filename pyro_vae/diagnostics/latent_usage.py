@@ -328,9 +328,13 @@ def joined(parts: list[dict[str, Drawn]]) -> dict[str, Units]:
 
 def join(parts: list[Drawn]) -> Units:
     """Average over rows; activity over those that have the unit."""
-    kl, kl_noise, mean, mean_noise, has = (
-        torch.cat([getattr(part, field) for part in parts]) for field in ("kl", "kl_noise", "mean", "mean_noise", "has")
-    )
+    kl, mean = (torch.cat([getattr(part, field) for part in parts]) for field in ("kl", "mean"))
+    noises = [(part.kl_noise, part.mean_noise, part.has) for part in parts if part.has is not None]
+    if not noises:  # nothing is drawn, and all rows have all units
+        activity = mean.var(0) if len(mean) > 1 else mean[0] * math.nan
+        every = torch.full(mean.shape[1:], len(mean))
+        return Units(kl.mean(0), torch.zeros_like(kl[0]), activity, *parts[0].flags, rows=every)
+    kl_noise, mean_noise, has = (torch.cat(of_parts) for of_parts in zip(*noises, strict=True))
     kl_mc_se, count = (kl_noise.mean(0) / len(kl)).sqrt(), has.sum(0)
     if has.all():
         variance, noise = mean.var(0) if len(mean) > 1 else mean[0] * math.nan, mean_noise.mean(0)

@@ -68,6 +68,9 @@ def fit_ensemble(
     :attr:`FitResult.engine`) is trained one member after the other, with the same seeds and the same result. A member that
     diverges is frozen and named, and the others go on.
 
+    On a GPU, from 100 epochs on, what is logged is computed of all members at once, too, to rounding, and compared in the same
+    way with what each logs alone; where programs are found to have changed since, a warning names the epochs.
+
     Args:
         make: makes a new model each time: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple of programs. It
             is called under the random stream of each seed, and is given the seed if it takes one (a parameter without a

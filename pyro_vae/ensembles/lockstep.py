@@ -22,6 +22,7 @@ from pyro_vae.training.shuffle import NOISE, SHUFFLE
 from pyro_vae.training.time_budget import StopTraining
 from pyro_vae.training.training_state import EpochPosition, TrainingOptions
 
+from .logged_together import Logged, LoggedTogether, apart, is_worth_it
 from .members import Member
 from .recorded_step import STEPS, RecordedSteps, batch_of_members, record_step, record_steps
 from .report import EnsembleReporter
@@ -43,6 +44,7 @@ class Lockstep:
     steps: int = 0
     settled: bool = False  # how the graph is run from here on
     several: RecordedSteps | None = None  # many steps to a replay, on a GPU
+    logs: LoggedTogether | None = None  # what is logged of all, at once
 
     def run(self, report: EnsembleReporter) -> None:
         """Train all epochs, or until nobody is left."""
@@ -70,9 +72,67 @@ class Lockstep:
             self.run_steps(epoch)
         self.count(epoch, first_step)
         seconds = (time.perf_counter() - start) / len(self.members)
+        logs = self.log_together(epoch, report)
         for member in list(self.alive):
-            self.record(member, epoch, round(seconds, 4), report)
+            member.training.metrics.given = logs.get(member.seed)
+            try:
+                self.record(member, epoch, round(seconds, 4), report)
+            finally:
+                member.training.metrics.given = None
         report.epoch_done(epoch)
+
+    def log_together(self, epoch: int, report: EnsembleReporter) -> dict[int, Logged]:
+        """Measure members after an epoch at once, by seed; others, all where that cannot be done, are measured one by one.
+
+        The first time, and in the last epoch, each member's own log is compared with that among all; in turn in between.
+        """
+        if epoch == 1:
+            self.trace_logs()
+        if self.logs is None or not self.alive:
+            return {}
+        everyone = epoch in (1, self.options.epochs)
+        checked = self.alive if everyone else [self.alive[epoch % len(self.alive)]]
+        try:
+            logged = self.logs()
+        except RuntimeError as error:  # memory, mostly, which members one by one take less of
+            self.give_up_logs(1, str(error).strip().split("\n")[0], report)
+            return {}
+        among_all = {m.seed: one for m, one in zip(self.members, logged, strict=True) if one is not None}
+        for member in checked:
+            if member.seed not in among_all:  # it is measured by itself
+                continue
+            metrics = member.training.metrics
+            own = metrics.elbo(f"step {member.training.state.step + 1}"), metrics.latents()
+            if (what := apart(own, among_all[member.seed])) is not None:
+                self.give_up_logs(epoch, f"seed {member.seed}: {what}", report)
+                return {member.seed: own}
+            among_all[member.seed] = own
+        return among_all
+
+    def trace_logs(self) -> None:
+        """Have all members logged at once, where that is worth the traces."""
+        if not is_worth_it(self.options.epochs, len(self.members), self.data.device):
+            return
+        try:
+            self.logs = LoggedTogether.of(self.members, self.together.stack)
+        except Untraceable as why:
+            self.together.notes.append(f"members are logged one by one: {why}")
+
+    def give_up_logs(self, epoch: int, why: str, report: EnsembleReporter) -> None:
+        """Measure members one by one from here on; warn where records may be of programs as they were before."""
+        self.logs = None
+        if epoch == 1:
+            self.together.notes.append(f"members are logged one by one: {why}")
+            return
+        first = max(2, epoch - len(self.members) + 1)
+        what = (
+            f"the log after epoch {epoch} of {why}: the programs have changed since the first epoch, and members are measured "
+            f"one by one from here on. ELBOs and latents that were logged before, from epoch {first} on, may be those of the "
+            "programs as they were: give engine='eager', which measures each member by itself"
+        )
+        for member in self.members:
+            member.training.result.warnings.append(what)
+        report.note(f"warning: {what}")
 
     def run_steps(self, epoch: int) -> None:
         """Make the steps of an epoch."""

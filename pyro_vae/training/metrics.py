@@ -18,8 +18,9 @@ from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.data.lazy_rows import chunk_of
 from pyro_vae.diagnostics.closed_units import without_noise
-from pyro_vae.diagnostics.drawn_sites import SITES, drawn_of, tensors_of
+from pyro_vae.diagnostics.drawn_sites import SITES, Drawn, drawn_of, tensors_of
 from pyro_vae.diagnostics.latent_usage import ACTIVE, Units, joined, spread, usage
+from pyro_vae.diagnostics.mutual_information import contrasts_of_rows
 from pyro_vae.errors import MarkedError, NoWeightError, ProgramError, UsageError
 from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
@@ -62,7 +63,8 @@ def true_elbo(
     that are not these) get None, and the reason. Weights of handlers (β, ``poutine.scale``) are in none of them. Where rows
     share sites they go in one piece: `chunk_size` None. `inside`: observed sites whose data was found in the support.
     """
-    return pass_over(step, batch, chunk_size, lambda: replace(problem_of(step, batch), inside=inside)).record
+    with quiet(step.model, step.guide):
+        return pass_over(step, batch, chunk_size, lambda: replace(problem_of(step, batch), inside=inside)).record
 
 
 def problem_of(step: Step, batch: tuple[Tensor, ...]) -> Problem:
@@ -84,26 +86,27 @@ def pass_over(
     chunk_size: int | None,
     problem_of_rows: Callable[[], Problem],
     over: PartsOfRows = IN_TURN,
+    latents: bool = False,
 ) -> Pass:
-    """Estimate as :func:`true_elbo` does; measure the latents on the way, if their figures do not depend on the draw.
+    """Estimate as :func:`true_elbo` does; with `latents`, measure them on the way, if their figures do not depend on the draw.
 
-    The rows go `over` parts, which processes may share; in one piece where `chunk_size` is None.
+    The rows go `over` parts, which processes may share; in one piece where `chunk_size` is None. In
+    :func:`~pyro_vae.programs.pair.quiet`, which the caller has entered.
     """
     rows = len(batch[0])
     size = over.size(rows, chunk_size) if chunk_size else rows
-    with quiet(step.model, step.guide):
-        try:
-            problem = problem_of_rows()
-            refuse_unweighed(problem.guide)
-        except ProgramError as error:
-            if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
-                return Pass(without_elbo(error))
-            return Pass(joint_elbo(step, batch, size, over))
-        some = problem.split(size)
-        try:
-            parts = over(len(some), lambda i: part_of_pass(some[i]), problem.device)
-        except NoWeightError as error:  # a plate that subsamples within rows shows in a run
+    try:
+        problem = problem_of_rows()
+        refuse_unweighed(problem.guide)
+    except ProgramError as error:
+        if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
             return Pass(without_elbo(error))
+        return Pass(joint_elbo(step, batch, size, over))
+    some = problem.split(size)
+    try:
+        parts = over(len(some), lambda i: part_of_pass(some[i], latents), problem.device)
+    except NoWeightError as error:  # a plate that subsamples within rows shows in a run
+        return Pass(without_elbo(error))
     reconstruction, kl = torch.stack([part[SUMS] for part in parts]).sum(0).tolist()
     record = {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
     units = [drawn_of(part) for part in parts if SITES in part]
@@ -115,16 +118,21 @@ def without_elbo(error: NoWeightError) -> Record:
     return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
 
 
-def part_of_pass(problem: Problem) -> dict[str, Tensor]:
-    """Draw some rows once: summed reconstruction and KL, ``(2,)``, and what the draw tells of the latents, if it does."""
+def part_of_pass(problem: Problem, latents: bool) -> dict[str, Tensor]:
+    """:func:`drawn_once`, as tensors that a process gives others."""
+    sums, drawn = drawn_once(problem, latents)
+    return {SUMS: sums.cpu()} | ({} if drawn is None else tensors_of(drawn))
+
+
+def drawn_once(problem: Problem, latents: bool) -> tuple[Tensor, dict[str, Drawn] | None]:
+    """Draw some rows once: summed reconstruction and KL, ``(2,)``, and what the draw tells of the `latents`, if it does."""
     q, p = problem.draw(1)
     terms = problem.terms(p, problem.score(q, "guide", fresh=True))
     try:
-        drawn = without_noise(q, p, problem)
+        drawn = without_noise(q, p, problem) if latents else None
     except (ValueError, RuntimeError, IndexError):  # a measure of its own says why it has none
         drawn = None
-    sums = torch.stack([terms.reconstruction.double().sum(), terms.kl.double().sum()]).cpu()
-    return {SUMS: sums} | ({} if drawn is None else tensors_of(drawn))
+    return torch.stack([terms.reconstruction.double().sum(), terms.kl.double().sum()]), drawn
 
 
 def joint_elbo(step: Step, batch: tuple[Tensor, ...], size: int, over: PartsOfRows = IN_TURN) -> Record:
@@ -178,10 +186,25 @@ def latent_use(
             found = usage(some, of_spread_rows(some, pairs), 2, seed, sites=units, over=over)
     except NO_FIGURES:  # no density a row, or programs that do not broadcast over draws
         return dict.fromkeys(LATENT_KEYS)
-    counts = [found.active(threshold) if found.units else None for threshold in (ACTIVE, LESS_ACTIVE)]
-    kl = None if found.kl_per_unit is None else [finite(v) for v in found.kl_per_unit.tolist()]
-    information = finite(found.mutual_information), finite(found.mutual_information_se)
-    return dict(zip(LATENT_KEYS, [*counts, *information, kl], strict=True))
+    kl = None if found.kl_per_unit is None else found.kl_per_unit.tolist()
+    return record_of_latents(found.activity.tolist(), kl, (found.mutual_information, found.mutual_information_se))
+
+
+def record_of_latents(activity: list[float], kl: list[float] | None, information: tuple[float, float]) -> Record:
+    """Make the record of what latents carry: of coordinates' activity, units' KL, I(x; z) and its error."""
+    counts = [sum(a > threshold for a in activity) if activity else None for threshold in (ACTIVE, LESS_ACTIVE)]
+    kl_per_unit = None if kl is None else [finite(v) for v in kl]
+    return dict(zip(LATENT_KEYS, [*counts, *map(finite, information), kl_per_unit], strict=True))
+
+
+def paired_rows(problem: Problem) -> Problem:
+    """Return the problem of the rows that I(x; z) is logged among, where q(z | x) is cheap for many pairs of them."""
+    return of_spread_rows(of_spread_rows(problem, ROWS), PAIRED)
+
+
+def information_terms(problem: Problem) -> Tensor:
+    """Return the terms whose mean I(x; z) is logged as, ``(B,)``, of draws from the random stream around."""
+    return contrasts_of_rows(problem)
 
 
 def of_spread_rows(problem: Problem, count: int) -> Problem:
@@ -251,9 +274,12 @@ class EpochMetrics:
     probed: ProbedOnce = field(default_factory=ProbedOnce)
     pair: Problem | None = None  # its plates, and how it runs
     units: dict[str, Units] | None = None  # of the latents, where the ELBO's own pass showed them
+    given: tuple[Record, Record] | None = None  # of ELBO and latents, measured elsewhere, of the weights as they are
 
     def elbo(self, when: str) -> Record:
         """Estimate the true ELBO and its terms, in nats per datum; `when` is for the message of a DeviceMemoryError."""
+        if self.given is not None:
+            return self.given[0]
         self.times += 1
         if (
             self.times & (self.times - 1) == 0
@@ -261,15 +287,19 @@ class EpochMetrics:
             self.probed, self.pair = ProbedOnce(), None
         if self.of_data_set is not None:
             return self.data_set_elbo(self.of_data_set, when)
-        with self.probed, ParametersRegistered():  # by the steps before
-            train = terms = self.true_elbo(self.train_sample, when)
-            if self.data.validation is not None:
-                terms = self.true_elbo(self.data.validation, when)
+        # parameters were registered by the steps before
+        with self.probed, ParametersRegistered(), quiet(self.step.model, self.step.guide):
+            held_out = self.data.validation
+            train = terms = self.true_elbo(self.train_sample, when, latents=held_out is None)
+            if held_out is not None:
+                terms = self.true_elbo(held_out, when, latents=True)
         self.units = terms.units
         return terms.record | {"train_elbo": train.record["elbo"]}
 
     def latents(self) -> Record:
         """Estimate active units, I(x; z) and KL per unit; right after :meth:`elbo`, whose pass over the rows it takes up."""
+        if self.given is not None:
+            return self.given[1]
         if self.of_data_set is not None:  # no row has a posterior of its own, given no global parameters
             return dict.fromkeys(LATENT_KEYS)
         rows = self.train_sample if self.data.validation is None else self.data.validation
@@ -293,13 +323,13 @@ class EpochMetrics:
             self.pair = problem_of(self.step, batch)
         return replace(self.pair, args=batch, inside=self.inside)
 
-    def true_elbo(self, batch: Batch, when: str) -> Pass:
+    def true_elbo(self, batch: Batch, when: str, latents: bool = False) -> Pass:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
             chunk = None if self.shared else chunk_of(self.data.train, CHUNK)
             shared = f"{when}: the ELBO of {len(batch[0])} rows"  # the same on each process, whatever its device
             over = PartsOfRows(self.shards, (self.seed, ELBO_NOISE), shared, (NoWeightError,))
-            return pass_over(self.step, batch, chunk, lambda: self.problem(batch), over)
+            return pass_over(self.step, batch, chunk, lambda: self.problem(batch), over, latents)
 
     @property
     def shards(self) -> int | None:

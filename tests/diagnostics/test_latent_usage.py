@@ -10,6 +10,7 @@ from pyro import poutine
 from torch.distributions.transforms import AffineTransform
 
 from pyro_vae.diagnostics import latent_usage as module
+from pyro_vae.diagnostics import mutual_information
 from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.programs.problem import Problem
@@ -371,3 +372,46 @@ def test_what_cannot_be_measured_is_refused():
 
     with pytest.raises((ProgramError, ShapeError)):
         latents(model, without_plate, rows())
+
+
+@pytest.mark.parametrize("kind", ["normal", "labels", "flow", "two sites", "noise on the way", "masked"])
+def test_what_one_draw_shows_of_the_guide_is_what_a_run_at_all_draws_shows(kind, monkeypatch):
+    """To the bit; and two sites, noise or a mask have the guide run at the draws, as what it shows then depends on them."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            if kind == "labels":
+                z = pyro.sample("z", dist.Categorical(logits=x.new_zeros(3))).double().unsqueeze(-1)
+            else:
+                z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1).mask(kind != "masked" or x[:, 0] > 0))
+            if kind == "two sites":
+                pyro.sample("further", dist.Normal(z[..., 0], 1.0))
+            loc = torch.where(x[:, :1] > 0, z, 0.0) if kind == "masked" else z
+            pyro.sample("x", dist.Normal(loc, 1.0).expand((*loc.shape[:-1], 3)).to_event(1), obs=x)
+
+    def guide(x):
+        loc = x * 2 + (torch.randn(()) if kind == "noise on the way" else 0.0)
+        q = dist.Normal(loc, 0.5).to_event(1)
+        if kind == "labels":
+            q = dist.Categorical(logits=loc)
+        if kind == "flow":
+            q = dist.TransformedDistribution(
+                dist.Normal(loc, 0.5).to_event(1), [AffineTransform(0.1, 2.0, event_dim=1)]
+            )
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", q.mask(x[:, 0] > 0) if kind == "masked" else q)
+            if kind == "two sites":
+                pyro.sample("further", dist.Normal(z[..., 0], 1.0))
+
+    x, runs = rows(20), []
+    monkeypatch.setattr(
+        mutual_information, "of_particles", lambda *of, f=mutual_information.of_particles: runs.append(1) or f(*of)
+    )
+    once = latents(model, guide, x)
+    assert bool(runs) == (kind in ("normal", "labels", "flow"))
+    monkeypatch.setattr(mutual_information, "one_of_rows", lambda *of: None)
+    anew = latents(model, guide, x)
+    assert (once.mutual_information, once.mutual_information_se) == (
+        anew.mutual_information,
+        anew.mutual_information_se,
+    )

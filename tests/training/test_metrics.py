@@ -16,6 +16,7 @@ from torch import nn
 from pyro_vae import adam, cosine, log_likelihood, warmup
 from pyro_vae import fit as noisy_fit
 from pyro_vae.diagnostics.latent_usage import latents
+from pyro_vae.programs import pair as pairs
 from pyro_vae.programs.vectorize_probe import ProbedOnce
 from pyro_vae.training import metrics
 from pyro_vae.training.metrics import LATENT_KEYS, collapsed, true_elbo
@@ -126,7 +127,7 @@ def logged(pair, x):
 
 
 def test_closed_forms_are_of_all_rows_and_cost_no_further_draw(device):
-    """One run of the model an epoch, of the guide one for the ELBO and two for I(x; z)."""
+    """One run of the model an epoch, of the guide one for the ELBO and one for I(x; z)."""
     vae, x = small_vae(device=device), binary(700, device)
     record, at = logged(vae, x)
     found = latents(vae.model, vae.guide, x)
@@ -140,7 +141,7 @@ def test_closed_forms_are_of_all_rows_and_cost_no_further_draw(device):
 
     at.pair, at.times = replace(at.pair, model=noted(vae.model, "model"), guide=noted(vae.guide, "guide")), 2
     again = at.elbo("again") | at.latents()
-    assert runs == ["guide", "model", "guide", "guide"]
+    assert runs == ["guide", "model", "guide"]
     assert again == {key: record[key] for key in again}  # plates found before or anew: the same draws
 
 
@@ -177,6 +178,17 @@ def test_where_a_draw_matters_the_latents_get_draws_of_their_own(kind):
     found = latents(*awkward(kind), x, num_samples=500)
     assert record["active_units"] == found.active()
     assert sum(record["kl_per_unit"]) == pytest.approx(found.kl, abs=0.5)
+
+
+def test_validation_rows_alone_show_the_latents(monkeypatch):
+    """The modules behind the programs are looked for once for the ELBO of both sets of rows, and once for the latents."""
+    x, looks, closed = binary(60), [], []
+    owners, without_noise = pairs.owners, metrics.without_noise
+    monkeypatch.setattr(pairs, "owners", lambda *things: looks.append(things) or owners(*things))
+    monkeypatch.setattr(metrics, "without_noise", lambda *of: closed.append(len(of[2])) or without_noise(*of))
+    run = fit(small_vae(), x[:40], validation=x[40:], epochs=3, on_epoch=lambda r: {"looks": len(looks)})
+    assert closed == [20] * 3
+    assert run.history[2]["looks"] - run.history[1]["looks"] == 2
 
 
 def test_latents_that_have_no_such_figures_get_none():
