@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError
 
 from .columns import BOOLEANS, RawColumn, left_out, too_large
@@ -89,16 +90,6 @@ def refuse_dates(name: str, texts: Sequence[str]) -> None:
     """Refuse texts all of which are dates or times."""
     if texts and all(map(DATE.fullmatch, texts)):
         raise DataError(f"column {name!r} holds dates or times ({texts[0]!r}): {DATES}, or {left_out(name)}.")
-
-
-def counted(count: int, what: str) -> str:
-    """Count things in words.
-
-    Example:
-        >>> counted(1, "number"), counted(399, "text")
-        ('1 number', '399 texts')
-    """
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def is_numeric(cell: str) -> bool:

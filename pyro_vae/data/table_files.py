@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.keywords import suggest
 from pyro_vae.errors import DataError, UsageError
 
@@ -166,7 +167,8 @@ def equally_long(lines: Iterator[tuple[int, list[str]]], width: int, path: Path)
     for row, (line, cells) in enumerate(lines):
         if len(cells) != width:
             raise DataError(
-                f"{path}, row {row} (counted from 0; line {line} of the file): {len(cells)} cells, wanted {width} as in the "
+                f"{path}, row {row} (counted from 0; line {line} of the file): {counted(len(cells), 'cell')}, "
+                f"wanted {width} as in the "
                 "first line. Make the rows equally long; a cell with a separator in it stands in quotes."
             )
         yield cells
@@ -184,7 +186,7 @@ def describe(
     kept = ", ".join(names[:SHOWN]) + (f", … {names[-1]}" if len(names) > SHOWN else "")
     header = f"header: {kept}" if named else "no header: the first line is a row"
     labels = "none" if label is None else f"column {label.name!r}"
-    yield f"{len(coded.values)} rows × {len(names)} columns; {header}; labels: {labels}"
+    yield f"{counted(len(coded.values), 'row')} × {counted(len(names), 'column')}; {header}; labels: {labels}"
     if index is not None:
         yield f"column {index.name!r} {why}: it names the rows, and is no part of x (--index none keeps it)"
     yield from coded.notes

@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.plain_text import is_plain
 from pyro_vae.errors import DataError
 
@@ -96,9 +97,9 @@ def describe(
     header = f"header: {shown}" if layout.names else "no header: the first line is a row"
     labels = "labels: none"
     if layout.label is not None and y is not None:
-        told = f", {len(classes)} classes: {', '.join(classes[:SHOWN])}" if classes else ""
+        told = f", {counted(len(classes), 'class')}: {', '.join(classes[:SHOWN])}" if classes else ""
         labels = f"labels: column {layout.name(layout.label)}{told}"
-    yield f"{len(x)} rows × {x.shape[1]} columns; {header}; {labels}"
+    yield f"{counted(len(x), 'row')} × {counted(x.shape[1], 'column')}; {header}; {labels}"
     if alike := next((name for i, name in enumerate(kept) if name in kept[:i]), None):
         yield f"two columns are called {alike!r}, so that all go by their places, in new rows, too: give each a name of its own"
     if layout.names and all(map(is_number, kept)):
@@ -206,7 +207,7 @@ def parse(
         where = f"{path}, row {row} (counted from 0; line {line} of the file)"
         if len(cells) != width:
             raise DataError(
-                f"{where}: {len(cells)} cells, wanted {width} as in the first line. Make the rows equally long."
+                f"{where}: {counted(len(cells), 'cell')}, wanted {width} as in the first line. Make the rows equally long."
             )
         for column, kept in texts.items():
             kept.append(cells[column])

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError, UsageError
 
 from .cells import separator_of
@@ -145,7 +146,8 @@ def describe(part: Part) -> str:
     columns = " × ".join(map(str, part.x.shape[1:])) or "1"
     labels = "none" if part.y is None else f"{part.name.replace('x', 'y', 1)}, {part.y.dtype}"
     return (
-        f"{part.name}: {len(part.x) if part.x.ndim else 1} rows × {columns} columns of {part.x.dtype}; labels: {labels}"
+        f"{part.name}: {counted(len(part.x) if part.x.ndim else 1, 'row')} × {columns} "
+        f"column{'s' * (columns != '1')} of {part.x.dtype}; labels: {labels}"
     )
 
 

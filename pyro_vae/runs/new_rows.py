@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Column, Data, Split, TableOptions, binarize, load
 from pyro_vae.data.arrays import GAPS
@@ -118,7 +119,8 @@ def open_dense_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     rows = labelled_as(run, rows, train, file)
     if train is not None and (seen := count_seen(rows, train)):
         print(
-            f"note: {plain(file.name)}: {seen} of {len(rows)} rows equal rows that the run was trained on, and their log p(x) "
+            f"note: {plain(file.name)}: {seen} of {counted(len(rows), 'row')} "
+            f"{'equals a row' if seen == 1 else 'equal rows'} that the run was trained on, and their log p(x) "
             "is that of rows it has seen",
             file=sys.stderr,
         )

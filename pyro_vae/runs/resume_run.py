@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.atomic_write import folder_in, sweep
+from pyro_vae.common.counted import counted
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.exchange import agree
@@ -140,7 +141,8 @@ def check_fork(job: TrainingJob, path: Path, record: Mapping[str, Any], saved: G
     made = len(history_of(saved))
     if made >= job.config.epochs:
         raise UsageError(
-            f"--epochs {job.config.epochs}: {path} has made {made} epochs already, which count, so that nothing would be "
+            f"--epochs {job.config.epochs}: {path} has made {counted(made, 'epoch')} already, which count, so "
+            "that nothing would be "
             f"trained. Say how many it shall be in all, such as --epochs {2 * made}"
         )
 

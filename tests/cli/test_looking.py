@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from types import SimpleNamespace
@@ -59,6 +60,14 @@ def test_a_look_overwrites_no_file_and_has_its_own(run, look, device):
     assert [line["file"] for line in lines] == ["evidence.json", f"evidence-{name}.json"]
     assert lines[1]["log_px"] == found["log_px"] and lines[1]["time"] == found["time"]
     assert load_run(run).evidence["num_samples"] == 20  # that of training
+
+
+def test_one_thing_is_counted_as_one(run, capsys):
+    assert main(["evaluate", str(run), "--rows", "1", "--num-samples", "3"]) == 0
+    assert main(["show", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "first 1 row (1 row)" in printed and "of 1 row " in printed
+    assert not re.search(r"\b1 [a-z]+s\b", printed)
 
 
 def test_the_same_evaluation_again_and_more_of_it_take_its_place(run):

@@ -133,7 +133,7 @@ def test_missing_files_and_folders(tmp_path):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_too_few_rows(tmp_path, rows):
     np.save(tmp_path / "x.npy", np.ones((rows, 2)))
-    with pytest.raises(DataError, match=f"{rows} rows are too few.*at least 3"):
+    with pytest.raises(DataError, match=f"{rows} row.* too few.*at least 3"):
         load(tmp_path / "x.npy")
 
 
@@ -166,7 +166,7 @@ def test_csv(tmp_path):
         ("1,2\n1_0,4\n", "'1_0' is no number"),
         ("1|2,9\n3|4,9\n5|6,9\n", "'1|2' is no number"),
         ("1,2\n3,4,5\n", "row 1 .*line 2 .*: 3 cells, wanted 2"),
-        ("a,b\n1,2\n3\n", "row 1 .*line 3 .*: 1 cells, wanted 2"),
+        ("a,b\n1,2\n3\n", "row 1 .*line 3 .*: 1 cell, wanted 2"),
         ("1,2\n3,nan\n5,6\n", "NaN or infinite values in 1 of 3 rows: 1 .* column 1"),
         ("", "no row of numbers"),
         ("a,b\n", "no row of numbers"),
