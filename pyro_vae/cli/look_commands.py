@@ -50,7 +50,7 @@ def lines_of(about: dict[str, Any]) -> list[tuple[str, str]]:
     if about.get("elbo") is not None:
         lines.append(("ELBO", f"{about['elbo']:.3f} (Monte Carlo error {format_nats(about.get('elbo_mc_se'))})"))
     others = [
-        f"{e['name']}: {e['log_px_text']}" for e in about.get("evaluations", []) if e["name"] != about["evaluation"]
+        f"{e['told']}: {e['log_px_text']}" for e in about.get("evaluations", []) if e["name"] != about["evaluation"]
     ]
     lines += [("also", other) for other in others]
     lines += list(about["asked"].items())

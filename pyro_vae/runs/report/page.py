@@ -271,7 +271,7 @@ def evaluations_of(facts: RunFacts) -> list[list[str]]:
     lines = [["rows", "log p(x) ± Monte Carlo ± data", "method", "flagged", "when"]]
     for e in facts.found:
         flagged, when = format_share(share_flagged(e.summary)), str(e.summary.get("time") or "")[:10]
-        lines.append([str(e.name), format_both_errors(e.summary), str(e.summary["method"]), flagged, when])
+        lines.append([e.told, format_both_errors(e.summary), str(e.summary["method"]), flagged, when])
     return lines
 
 
