@@ -18,6 +18,7 @@ from pyro_vae.errors import DataError
 
 from .cells import DIGITS, MISSING, shortened, whole_digits
 from .columns import Column, too_large
+from .label_doubts import refuse_measures
 from .missing_codes import is_code, looks_like_codes
 from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
 
@@ -132,6 +133,8 @@ def index_of_table(
         ):
             return None, f"column {layout.name(index)} holds fractions, and is part of x (--index {name} leaves it out)"
         if len(set(texts[index])) == rows:
+            if not called:
+                refuse_measures(name, texts[index])
             return index, "is an index by its name" if called and name else "names each row"
         if any(not is_number(cell) for cell in texts[index]):
             raise DataError(
