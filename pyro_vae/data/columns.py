@@ -20,6 +20,7 @@ MANY = 1000  # categories of one column
 SHOWN = 6  # labels, in a message
 ASKED = "as asked"  # why a family is a column's
 EXACT = 2**24  # float32 holds every whole number up to here
+LONG = 1e20  # whole numbers from here on are shown by their first digits
 ROUNDED = 0.01  # of the spread of a column, by which single precision may move its fractions
 
 JUDGED_BY = "; and whether single precision tells the numbers of a column apart is judged by these alone"
@@ -208,9 +209,11 @@ def check_whole(name: str, values: np.ndarray) -> None:
     known = values[np.isfinite(values)]
     if not known.size or np.abs(known).max() <= EXACT or (known != known.round()).any():
         return
-    alike = np.unique(known)
-    if len(np.unique(alike.astype(np.float32))) < len(alike):
-        raise too_large(name, f"up to {np.abs(known).max():.0f}")
+    alike, largest = np.unique(known), np.abs(known).max()
+    with np.errstate(over="ignore"):
+        single = np.unique(alike.astype(np.float32))
+    if len(single) < len(alike):
+        raise too_large(name, f"up to {largest:.0f}" if largest < LONG else f"up to {largest:.3g}")
 
 
 def check_rounding(name: str, values: np.ndarray) -> None:

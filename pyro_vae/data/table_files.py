@@ -20,7 +20,7 @@ from .frames import pandas_index, read_frame
 from .missing_codes import looks_like_codes, without_code
 from .mixed import Coded, code_columns, describe_columns, describe_groups, index_among, match_columns
 from .table_layout import HEAD, TableOptions, layout_of_table
-from .tables import SHOWN, Table, in_utf8, labels_of, lines_of, nonblank_lines
+from .tables import SHOWN, TITLE, UNLIKE, Table, in_utf8, labels_of, lines_of, nonblank_lines
 
 TEXT, PARQUET = (".csv", ".tsv"), ".parquet"
 MANY = 60  # columns: more are told by groups of one likelihood
@@ -126,7 +126,10 @@ def read_parquet(path: Path) -> tuple[list[RawColumn], tuple[str, ...]]:
     except ImportError as error:
         raise UsageError(f'{path} is read by pyarrow, which is not here: pip install "pyro-vae[parquet]"') from error
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(
+            path
+        ) as file:  # whose columns may be of one name, which read_table has other words for
+            table = file.read()
     except Exception as error:  # pyarrow's errors are of many kinds, and all are of the file
         raise DataError(f"{path} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
     try:
@@ -168,8 +171,7 @@ def equally_long(lines: Iterator[tuple[int, list[str]]], width: int, path: Path)
         if len(cells) != width:
             raise DataError(
                 f"{path}, row {row} (counted from 0; line {line} of the file): {counted(len(cells), 'cell')}, "
-                f"wanted {width} as in the "
-                "first line. Make the rows equally long; a cell with a separator in it stands in quotes."
+                f"wanted {width} as in the first line. {UNLIKE if width > 1 else TITLE}"
             )
         yield cells
 

@@ -16,7 +16,7 @@ from pyro_vae.common.counted import counted
 from pyro_vae.common.plain_text import is_plain
 from pyro_vae.errors import DataError
 
-from .cells import DIGITS, MISSING, shortened, whole_digits
+from .cells import DIGITS, MISSING, shortened, shown_cell, whole_digits
 from .columns import Column, too_large
 from .label_doubts import refuse_measures
 from .missing_codes import is_code, looks_like_codes
@@ -33,8 +33,11 @@ SIGNATURES = {  # of files that are called .csv and are none
     b"\xfd7zXZ": "It is packed by xz: unpack it first.",
     b"\x28\xb5\x2f\xfd": "It is packed by zstd: unpack it first.",
     b"\xd0\xcf\x11\xe0": "It is a spreadsheet: save the sheet as CSV UTF-8.",
+    b"\x93NUMPY": "It is an array of numpy: call it .npy.",
     b"PAR1": "It is a Parquet file: call it .parquet.",
 }
+UNLIKE = "Make the rows equally long; a cell with a separator in it stands in quotes."
+TITLE = "Delete lines above the names (a title, a remark)."
 Line = tuple[int, list[str]]  # its number in the file, and its cells
 
 
@@ -210,7 +213,8 @@ def parse(
         where = f"{path}, row {row} (counted from 0; line {line} of the file)"
         if len(cells) != width:
             raise DataError(
-                f"{where}: {counted(len(cells), 'cell')}, wanted {width} as in the first line. Make the rows equally long."
+                f"{where}: {counted(len(cells), 'cell')}, wanted {width} as in the first line. "
+                f"{UNLIKE if width > 1 else TITLE}"
             )
         for column, kept in texts.items():
             kept.append(cells[column])
@@ -253,7 +257,7 @@ def parse_number(cell: str, where: str, column: int, layout: TableLayout) -> flo
         return float(cell or "nan")
     name = f" (it is called {layout.names[column]!r}; labels: --label {layout.names[column]})" if layout.names else ""
     raise DataError(
-        f"{where}, column {column}: {cell!r} is no number{name}. Cells are numbers between commas; encode text as numbers, "
-        "and leave gaps empty (--missing); or --columns auto takes texts for categories. Names may stand in the first line "
-        "only, and there in every column."
+        f"{where}, column {column}: {shown_cell(cell)} is no number{name}. Cells are numbers between commas; encode text as "
+        "numbers, and leave gaps empty (--missing); or --columns auto takes texts for categories. Names may stand in the first "
+        "line only, and there in every column."
     )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
@@ -119,6 +120,12 @@ def test_what_is_refused_by_column(name, tmp_path):
     text, words = REFUSED[name]
     with pytest.raises(DataError, match=words):
         read(tmp_path / "x.csv", text)
+
+
+def test_columns_of_one_name_in_a_parquet_are_refused_by_name(tmp_path):
+    parquet.write_table(pa.table([[1.0, 2, 3], [4, 5, 6]], names=["a", "a"]), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="columns 0 and 1 are both called 'a'"):
+        load(tmp_path / "x.parquet")
 
 
 def test_texts_without_columns_are_refused_with_the_way_to_take_them(tmp_path):
