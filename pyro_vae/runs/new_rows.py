@@ -201,6 +201,8 @@ def of_one_split(
     run: Run, rows: Split, train: Split | None, *, name: str, policy: str, digest: str, columns: tuple[Column, ...]
 ) -> Data:
     """Return new rows as all that is scored, beside those that the run was trained on, where these are known."""
+    if train is None:
+        print(f"note: {plain(name)}: {not_compared(run, name)}", file=sys.stderr)
     none = Split(rows.x[:0])
     return Data(name, none if train is None else train, none, rows, run.shape, policy, digest, columns=columns)
 
@@ -234,6 +236,15 @@ def without_names(columns: Sequence[Column]) -> str:
     return (
         f"its columns are taken in their order, {shown([c.name for c in columns])}: the run was trained on columns without "
         "names, or with two called alike, and cannot tell whether these are the same"
+    )
+
+
+def not_compared(run: Run, name: str) -> str:
+    """Say that new rows may be rows of training, which are not there to be compared; and so if they came by their name."""
+    whose = "the file of that name has changed since, and " if name == run.record["data"].get("name") else ""
+    return (
+        f"the rows that the run was trained on are not there: {whose}nobody can tell which of these it has seen, whose "
+        "log p(x) would be too high for new ones"
     )
 
 
