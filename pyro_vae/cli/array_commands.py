@@ -12,6 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.counted import counted
 from pyro_vae.common.csv_columns import write_columns
 from pyro_vae.common.given import whole
 from pyro_vae.common.plain_text import plain
@@ -146,7 +147,7 @@ def impute(
     opened, part = open_split(run, split, data_dir, data, rows)
     imputed = opened.kind.ask("impute", opened.config.model)
     if not part.x.isnan().any():
-        raise UsageError(f"no value of the {len(part)} rows is missing: there is nothing to impute")
+        raise UsageError(f"no value of the {counted(len(part), 'row')} is missing: there is nothing to impute")
     x = imputed(opened.vae, *opened.rows(part), num_samples=num_samples, draws=draws, seed=seed).flatten(0, 1).numpy()
     known = {name: draws * column for name, column in part.ids.columns().items()}
     known["draw"] = [str(draw) for draw in range(draws) for _ in range(len(part))]

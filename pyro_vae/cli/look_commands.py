@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.plain_text import plain
 from pyro_vae.runs.list_runs import list_runs, summary_of
@@ -42,14 +43,14 @@ def lines_of(about: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("verdict", f"{about['verdict']}: {about['why']}")] if "verdict" in about else []
     means = "numerical" if "exact" in str(about.get("evaluation")).split("-") else "Monte Carlo"
     errors = f" (± {means} ± data)" if about["kind"] == "run" and "±" in about["log_px_text"] else ""
-    rows = f" nats a row{errors}, on {about['rows']} rows" if about.get("rows") else ""
+    rows = f" nats a row{errors}, on {counted(about['rows'], 'row')}" if about.get("rows") else ""
     lines.append(("log p(x)", f"{about['log_px_text']}{rows}"))
     if about.get("floor") is not None:
         lines.append(("floor", f"{about['floor']:.3f}"))
     if about.get("elbo") is not None:
         lines.append(("ELBO", f"{about['elbo']:.3f} (Monte Carlo error {format_nats(about.get('elbo_mc_se'))})"))
     others = [
-        f"{e['name']}: {e['log_px_text']}" for e in about.get("evaluations", []) if e["name"] != about["evaluation"]
+        f"{e['told']}: {e['log_px_text']}" for e in about.get("evaluations", []) if e["name"] != about["evaluation"]
     ]
     lines += [("also", other) for other in others]
     lines += list(about["asked"].items())
@@ -57,7 +58,7 @@ def lines_of(about: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("members", ", ".join(Path(m).name for m in about["members"])))
         lines += [("left out", f"seed {seed}: {why}") for seed, why in about["diverged"].items()]
     if about.get("seconds") is not None:
-        lines.append(("trained", f"{about['epochs']} epochs in {about['seconds']:g} s"))
+        lines.append(("trained", f"{counted(about['epochs'], 'epoch')} in {about['seconds']:g} s"))
     lines += [("date", about["date"] or "unknown")]
     return lines + ([("next", about["next"])] if "next" in about else [])
 

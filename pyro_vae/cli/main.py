@@ -122,7 +122,8 @@ def read_keys(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(content, path)
     except RunFolderError as error:
-        why = error.__cause__ or error
+        why: object = error.__cause__ or error
+        why = f"{why}: save it as UTF-8" if isinstance(why, UnicodeDecodeError) else why
         raise UsageError(
             f"--config {path} is no JSON of config keys, such as a run's config.json or what pyro-vae new writes ({why})"
         ) from error

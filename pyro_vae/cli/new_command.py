@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,7 +52,7 @@ def new(
     kept = {key: value for key, value in config.to_dict().items() if value != DEFAULT.to_dict()[key]}
     write_atomic(file, json.dumps({"data": config.data} | kept, indent=1, ensure_ascii=False) + "\n")
     print(plain(f"settings:   {file} (what it does not name is as `pyro-vae train --help` has it)"))
-    print(plain(f"next:       pyro-vae train --config {file} --run runs/{file.stem}"))
+    print(plain(f"next:       pyro-vae train --config {shlex.quote(str(file))} --run runs/{shlex.quote(file.stem)}"))
 
 
 def asked(config: Config) -> Config:

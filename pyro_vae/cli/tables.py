@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_bound, format_gap, format_log_px, format_nats, is_loose, why_loose
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spec import REQUIRED
@@ -53,7 +54,7 @@ def report(evidence: dict[str, Any], run: Path, out: Path | None = None) -> None
 
     Where more than a tenth of the rows is flagged there is no ±, but the bound, why it is loose, and what to run next.
     """
-    title = f"{evidence['split']} ({evidence['rows']} rows); nats per row, higher is better"
+    title = f"{evidence['split']} ({counted(evidence['rows'], 'row')}); nats per row, higher is better"
     columns = scores(evidence)
     table = Table(title=Text(title), min_width=len(title))  # a Text, as brackets in a name are no markup
     for heading, *_ in columns:

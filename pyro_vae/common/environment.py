@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from pyro_vae.common.counted import counted
+
 
 def versions() -> dict[str, str]:
     """Return the versions that the numbers of a run may depend on."""
@@ -23,7 +25,8 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"CPU ({platform.machine()}), {cores} cores, {torch.get_num_threads()} threads"
+    threads = counted(torch.get_num_threads(), "thread")
+    return f"CPU ({platform.machine()}), {f'{cores} cores' if cores != 1 else '1 core'}, {threads}"
 
 
 @cache

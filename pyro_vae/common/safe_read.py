@@ -101,7 +101,7 @@ def parse_json(content: bytes, path: Path) -> Any:
     """
     try:
         value = json.loads(
-            content.decode(),
+            content.decode("utf-8-sig"),  # Windows' editors put a mark before it
             object_pairs_hook=once,
             parse_constant=no_number,
             parse_float=finite_number,

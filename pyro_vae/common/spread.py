@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import IdleProcessesWarning, ProcessesError
 
 from .exchange import gather_bytes
@@ -129,7 +130,7 @@ def contiguous(tensor: Tensor) -> Tensor:
 def warn_of_idle(here: Processes, count: int, what: str, more: str) -> None:
     """Say on rank 0 how many processes have nothing to do, and what would give them `more`."""
     if here.leads and count < here.world:
-        parts = f"{count} part{'s' * (count != 1)} for {here.world} processes"
+        parts = f"{counted(count, 'part')} for {here.world} processes"
         idle = here.world - count
         warnings.warn(
             f"{what}: {parts}, of which {idle} {'have' if idle > 1 else 'has'} nothing to do. A part is as large as its noise "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.mapped_files import check_whole, mapped_files
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
@@ -155,7 +156,7 @@ def same_rows(x: Tensor, *context: Tensor) -> None:
         rows = "none" if c.dim() == 0 else len(c)
         if rows != len(x):
             raise ShapeError(
-                f"x has {len(x)} rows, context {i} has {rows} (shape {tuple(c.shape)}). "
+                f"x has {counted(len(x), 'row')}, context {i} has {rows} (shape {tuple(c.shape)}). "
                 "Give each row of x one row of every context, in the same order."
             )
 
@@ -293,7 +294,7 @@ def format_rows(bad: Tensor) -> str:
     rows = bad.any(1).nonzero().flatten().tolist()
     column = int(bad[rows[0]].nonzero()[0])
     shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    return f"{len(rows)} of {len(bad)} rows: {shown} (counted from 0; in row {rows[0]} first in column {column})"
+    return f"{len(rows)} of {counted(len(bad), 'row')}: {shown} (counted from 0; in row {rows[0]} first in column {column})"
 
 
 def is_items(x: Any) -> bool:

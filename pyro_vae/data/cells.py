@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError
 
 from .columns import BOOLEANS, RawColumn, left_out, too_large
 from .table_layout import is_number
 
+SHOWN_SIGNS = 60  # of a cell, in a message
 DIGITS = 15  # of whole numbers that float64 surely tells apart
 MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")  # "None" may be a label
 COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
@@ -60,14 +62,14 @@ def typed(raw: RawColumn) -> RawColumn:
     words = {text for text in texts if not is_numeric(text)}
     code = (
         f"where it stands for a missing value: --missing-value={shlex.quote(*words)}; "
-        if len(words) == 1 and not few
+        if len(words) == 1 and not few and repr(*words) == shown_cell(*words)
         else ""
     )
     raise DataError(
         f"column {raw.name!r} mixes {counted(sum(numeric), 'number')} and {counted(len(numeric) - sum(numeric), 'text')}: "
-        f"{raw.values[odd]!r} in row {odd} (counted from 0) is {'a number' if few else 'none'}. Mend the cell or leave it "
-        f"empty; {code}where the numbers are labels, too: --columns auto,{raw.name}=categorical; or leave the column out: "
-        f"{left_out(raw.name)}."
+        f"{shown_cell(raw.values[odd])} in row {odd} (counted from 0) is {'a number' if few else 'none'}. Mend the cell or "
+        f"leave it empty; {code}where the numbers are labels, too: --columns auto,{raw.name}=categorical; or leave the column "
+        f"out: {left_out(raw.name)}."
     )
 
 
@@ -89,16 +91,6 @@ def refuse_dates(name: str, texts: Sequence[str]) -> None:
     """Refuse texts all of which are dates or times."""
     if texts and all(map(DATE.fullmatch, texts)):
         raise DataError(f"column {name!r} holds dates or times ({texts[0]!r}): {DATES}, or {left_out(name)}.")
-
-
-def counted(count: int, what: str) -> str:
-    """Count things in words.
-
-    Example:
-        >>> counted(1, "number"), counted(399, "text")
-        ('1 number', '399 texts')
-    """
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def is_numeric(cell: str) -> bool:
@@ -143,6 +135,19 @@ def whole_digits(cell: str) -> str:
 def shortened(digits: str) -> str:
     """Write a whole number of so many digits that nobody reads them by its first ones."""
     return digits if len(digits) <= 40 else f"{digits[:10]}… ({len(digits)} digits)"
+
+
+def shown_cell(cell: object) -> str:
+    """Show a cell in a message; the beginning of one that runs on over lines, as where a quote is not closed.
+
+    Example:
+        >>> shown_cell("abc"), shown_cell("1.5\\n2,3,4\\n")
+        ("'abc'", "'1.5' and more lines (is a quote not closed?)")
+    """
+    text = str(cell)
+    if "\n" in text:
+        return f"{text.splitlines()[0][:SHOWN_SIGNS]!r} and more lines (is a quote not closed?)"
+    return repr(cell) if len(text) <= SHOWN_SIGNS else f"{text[:SHOWN_SIGNS]!r}… ({len(text):,} signs)"
 
 
 def check_commas(name: str, cells: Sequence[str | None], commas: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.keywords import suggest
 from pyro_vae.common.plain_text import is_plain, plain
 from pyro_vae.errors import DataError
@@ -19,6 +20,7 @@ MANY = 1000  # categories of one column
 SHOWN = 6  # labels, in a message
 ASKED = "as asked"  # why a family is a column's
 EXACT = 2**24  # float32 holds every whole number up to here
+LONG = 1e20  # whole numbers from here on are shown by their first digits
 ROUNDED = 0.01  # of the spread of a column, by which single precision may move its fractions
 
 JUDGED_BY = "; and whether single precision tells the numbers of a column apart is judged by these alone"
@@ -83,7 +85,7 @@ class Column:
         if values.get("kind") not in KINDS or not isinstance(family, str):
             raise ValueError(f"column {values['name']!r} has the kind {str(values.get('kind'))[:40]!r}")
         if values["kind"] == "boolean" and len(labels) not in (0, 2):
-            raise ValueError(f"column {values['name']!r} is a boolean with {len(labels)} labels")
+            raise ValueError(f"column {values['name']!r} is a boolean with {counted(len(labels), 'label')}")
         return cls(values["name"], values["kind"], tuple(labels), values.get("ordered") is True, family)
 
 
@@ -179,7 +181,7 @@ def check_values(name: str, values: np.ndarray) -> None:
     """
     if (rows := np.isinf(values).nonzero()[0]).size:
         raise DataError(
-            f"column {name!r} has infinite values in {len(rows)} rows, first in row {rows[0]} (counted from 0). "
+            f"column {name!r} has infinite values in {counted(len(rows), 'row')}, first in row {rows[0]} (counted from 0). "
             "Leave these cells empty (missing), or cap them."
         )
     large = np.abs(values) > np.finfo(np.float32).max
@@ -207,9 +209,11 @@ def check_whole(name: str, values: np.ndarray) -> None:
     known = values[np.isfinite(values)]
     if not known.size or np.abs(known).max() <= EXACT or (known != known.round()).any():
         return
-    alike = np.unique(known)
-    if len(np.unique(alike.astype(np.float32))) < len(alike):
-        raise too_large(name, f"up to {np.abs(known).max():.0f}")
+    alike, largest = np.unique(known), np.abs(known).max()
+    with np.errstate(over="ignore"):
+        single = np.unique(alike.astype(np.float32))
+    if len(single) < len(alike):
+        raise too_large(name, f"up to {largest:.0f}" if largest < LONG else f"up to {largest:.3g}")
 
 
 def check_rounding(name: str, values: np.ndarray) -> None:
@@ -231,7 +235,7 @@ def too_large(name: str, largest: str) -> DataError:
     """Return the error for whole numbers that no float tells apart."""
     return DataError(
         f"column {name!r} holds whole numbers {largest}, of which single precision takes different ones for one (beyond "
-        f"2^24). Where they name the rows, leave the column out; count a time or an amount from a nearer zero."
+        "2^24). Where they name the rows, leave the column out; count a time or an amount from a nearer zero."
     )
 
 

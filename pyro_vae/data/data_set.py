@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError, UsageError
 
 from .binarize import binarize
@@ -135,7 +136,9 @@ def draw(splits: Sequence[Split], options: DataOptions) -> tuple[Split, Split, S
 def check_enough(path: Path, rows: int) -> None:
     """Refuse fewer rows than there are splits."""
     if rows < 3:
-        raise DataError(f"{path} has {rows} rows: training, validation and test need one each, so at least 3.")
+        raise DataError(
+            f"{path} has {counted(rows, 'row')}: training, validation and test need one each, so at least 3."
+        )
 
 
 def format_sample(rows: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataConversionWarning, DataError
 
 from .cells import DATES, MISSING, refuse_dates
@@ -40,7 +41,10 @@ class NumericTable:
         return len(self.x)
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} rows × {len(self.columns)} columns", *describe_columns(self.columns, self.x.numpy())]
+        lines = [
+            f"{counted(len(self), 'row')} × {counted(len(self.columns), 'column')}",
+            *describe_columns(self.columns, self.x.numpy()),
+        ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     @property

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
+
+from pyro_vae.errors import DataError
 
 from .columns import ASKED, NUMBER, SHOWN, Column
 
@@ -21,6 +24,10 @@ NOTATION = (
 )
 
 
+FRACTION = re.compile(r"\d[.,]\d")
+GROUPED = re.compile(r"[+-]?(\d+([.,]\d+)*|[.,]\d+)([deq][+-]?\d+)?", re.IGNORECASE)  # 3,5 and 1,014.72 and 1.5D+03
+
+
 def odd_numbers(labels: Sequence[str]) -> str:
     """Say as what numbers all labels may be meant, which are not read as such; nothing where they are none.
 
@@ -32,6 +39,23 @@ def odd_numbers(labels: Sequence[str]) -> str:
         return f"numbers written as {labels[0]!r}"
     unit = unit_of(labels)
     return f"numbers with {unit!r} beside them" if unit else ""
+
+
+def refuse_measures(name: str, texts: Sequence[str]) -> None:
+    """Refuse to take a first column for names of the rows whose texts are measures: numbers with a fraction, a currency or %.
+
+    Raises:
+        DataError: names the column, and how it is kept, or left out.
+    """
+    signs = {sign for text in texts for sign in text if sign == "%" or unicodedata.category(sign) == "Sc"}
+    if not signs and not any(map(FRACTION.search, texts)):
+        return
+    what = odd_numbers(texts) or (all(map(GROUPED.fullmatch, texts)) and f"numbers written as {texts[0]!r}")
+    if what:
+        raise DataError(
+            f"column {name!r} holds {what}, another in each row: write numbers alone, with digits and a point, to have them in "
+            f"x; where they name the rows, --index {shlex.quote(name)}, or call the column id."
+        )
 
 
 def unit_of(labels: Sequence[str]) -> str:

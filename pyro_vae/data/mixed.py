@@ -13,7 +13,7 @@ from pyro_vae.errors import DataError
 from .cells import booleans_of, is_numeric, numbers_of, typed
 from .column_choices import ColumnSpec, choose
 from .columns import SHOWN, Column, RawColumn, as_category, check_rounding, check_values, codes_of, known_labels
-from .label_doubts import doubts_of
+from .label_doubts import doubts_of, refuse_measures
 from .table_layout import LEVEL, UNNAMED, is_index_name
 
 COUNTED = 10  # rows: the numbers of fewer may count by chance
@@ -52,6 +52,8 @@ def index_among(
         return 0, "names each row" if unnamed else "is an index by its name"
     texts_alone = first.kind in ("cells", "category") and not any(is_numeric(str(text)) for text in texts)
     named = texts_alone and first.labels is None and len(texts) >= COUNTED
+    if named and not known:
+        refuse_measures(first.name, [str(text) for text in texts])
     return (0, "names each row") if named else (None, "")
 
 

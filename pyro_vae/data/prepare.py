@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError, ShapeError
 
 from .arrays import GAPS, convert
@@ -33,7 +34,8 @@ def empty_rows(splits: Sequence[Split]) -> list[str]:
         return []
     first = min(int(split.numbers[rows.numpy()].min()) for split, rows in empty if rows.any())
     return [
-        f"{count} of {rows} rows {'has' if count == 1 else 'have'} no value at all (first row {first}, counted from 0): log p "
+        f"{count} of {counted(rows, 'row')} {'has' if count == 1 else 'have'} no value at all (first row {first}, "
+        "counted from 0): log p "
         "of nothing is 0, whatever the model, and counts in every mean; take such rows out of the file"
     ]
 
@@ -54,7 +56,7 @@ def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Sp
     are_integers, name = part.y.dtype.kind in "biu", part.name.replace("x", "y", 1)
     y, y_note = convert(part.y, name, torch.int64 if are_integers else torch.float32)
     if len(y) != len(x):
-        raise ShapeError(f"{part.name} has {len(x)} rows, {name} has {len(y)}. Give each row one label.")
+        raise ShapeError(f"{part.name} has {counted(len(x), 'row')}, {name} has {len(y)}. Give each row one label.")
     split = Split(x, y, index=part.index, classes=part.classes)
     return split, [*notes, y_note] if y_note and not are_integers else notes
 

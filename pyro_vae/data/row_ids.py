@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.csv_columns import read_lines, with_formula
 from pyro_vae.errors import DataError
 
@@ -104,7 +105,10 @@ class RowIds:
             if torch.equal(a.sort().values, b.sort().values):
                 return "they are the same rows in another order"
             first = int(differ[0])
-            return f"{what} differs in {len(differ)} of {len(a)} rows, first in row {first}{format_origins(first, self, other)}"
+            return (
+                f"{what} differs in {len(differ)} of {counted(len(a), 'row')}, first in row "
+                f"{first}{format_origins(first, self, other)}"
+            )
         return None
 
     def columns(self) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError
 
 from .columns import Column
@@ -183,7 +184,8 @@ def shuffle(parts: Sequence[Split], seed: int) -> tuple[Split, Split, Split]:
     (rows,) = parts
     if len(rows) < 3:
         raise DataError(
-            f"{len(rows)} rows are too few: training, validation and test need one each, so at least 3 are needed."
+            f"{counted(len(rows), 'row')} {'is' if len(rows) == 1 else 'are'} too few: training, validation and "
+            "test need one each, so at least 3 are needed."
         )
     tenth = max(1, round(len(rows) / 10))
     order = np.random.default_rng(seed).permutation(len(rows))

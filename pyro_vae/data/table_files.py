@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.keywords import suggest
 from pyro_vae.errors import DataError, UsageError
 
@@ -19,7 +20,7 @@ from .frames import pandas_index, read_frame
 from .missing_codes import looks_like_codes, without_code
 from .mixed import Coded, code_columns, describe_columns, describe_groups, index_among, match_columns
 from .table_layout import HEAD, TableOptions, layout_of_table
-from .tables import SHOWN, Table, in_utf8, labels_of, lines_of, nonblank_lines
+from .tables import SHOWN, TITLE, UNLIKE, Table, in_utf8, labels_of, lines_of, nonblank_lines
 
 TEXT, PARQUET = (".csv", ".tsv"), ".parquet"
 MANY = 60  # columns: more are told by groups of one likelihood
@@ -125,7 +126,10 @@ def read_parquet(path: Path) -> tuple[list[RawColumn], tuple[str, ...]]:
     except ImportError as error:
         raise UsageError(f'{path} is read by pyarrow, which is not here: pip install "pyro-vae[parquet]"') from error
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(
+            path
+        ) as file:  # whose columns may be of one name, which read_table has other words for
+            table = file.read()
     except Exception as error:  # pyarrow's errors are of many kinds, and all are of the file
         raise DataError(f"{path} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
     try:
@@ -166,8 +170,8 @@ def equally_long(lines: Iterator[tuple[int, list[str]]], width: int, path: Path)
     for row, (line, cells) in enumerate(lines):
         if len(cells) != width:
             raise DataError(
-                f"{path}, row {row} (counted from 0; line {line} of the file): {len(cells)} cells, wanted {width} as in the "
-                "first line. Make the rows equally long; a cell with a separator in it stands in quotes."
+                f"{path}, row {row} (counted from 0; line {line} of the file): {counted(len(cells), 'cell')}, "
+                f"wanted {width} as in the first line. {UNLIKE if width > 1 else TITLE}"
             )
         yield cells
 
@@ -184,7 +188,7 @@ def describe(
     kept = ", ".join(names[:SHOWN]) + (f", … {names[-1]}" if len(names) > SHOWN else "")
     header = f"header: {kept}" if named else "no header: the first line is a row"
     labels = "none" if label is None else f"column {label.name!r}"
-    yield f"{len(coded.values)} rows × {len(names)} columns; {header}; labels: {labels}"
+    yield f"{counted(len(coded.values), 'row')} × {counted(len(names), 'column')}; {header}; labels: {labels}"
     if index is not None:
         yield f"column {index.name!r} {why}: it names the rows, and is no part of x (--index none keeps it)"
     yield from coded.notes

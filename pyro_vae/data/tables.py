@@ -12,11 +12,13 @@ from typing import IO
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.plain_text import is_plain
 from pyro_vae.errors import DataError
 
-from .cells import DIGITS, MISSING, shortened, whole_digits
+from .cells import DIGITS, MISSING, shortened, shown_cell, whole_digits
 from .columns import Column, too_large
+from .label_doubts import refuse_measures
 from .missing_codes import is_code, looks_like_codes
 from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
 
@@ -31,8 +33,11 @@ SIGNATURES = {  # of files that are called .csv and are none
     b"\xfd7zXZ": "It is packed by xz: unpack it first.",
     b"\x28\xb5\x2f\xfd": "It is packed by zstd: unpack it first.",
     b"\xd0\xcf\x11\xe0": "It is a spreadsheet: save the sheet as CSV UTF-8.",
+    b"\x93NUMPY": "It is an array of numpy: call it .npy.",
     b"PAR1": "It is a Parquet file: call it .parquet.",
 }
+UNLIKE = "Make the rows equally long; a cell with a separator in it stands in quotes."
+TITLE = "Delete lines above the names (a title, a remark)."
 Line = tuple[int, list[str]]  # its number in the file, and its cells
 
 
@@ -96,9 +101,9 @@ def describe(
     header = f"header: {shown}" if layout.names else "no header: the first line is a row"
     labels = "labels: none"
     if layout.label is not None and y is not None:
-        told = f", {len(classes)} classes: {', '.join(classes[:SHOWN])}" if classes else ""
+        told = f", {counted(len(classes), 'class')}: {', '.join(classes[:SHOWN])}" if classes else ""
         labels = f"labels: column {layout.name(layout.label)}{told}"
-    yield f"{len(x)} rows × {x.shape[1]} columns; {header}; {labels}"
+    yield f"{counted(len(x), 'row')} × {counted(x.shape[1], 'column')}; {header}; {labels}"
     if alike := next((name for i, name in enumerate(kept) if name in kept[:i]), None):
         yield f"two columns are called {alike!r}, so that all go by their places, in new rows, too: give each a name of its own"
     if layout.names and all(map(is_number, kept)):
@@ -131,6 +136,8 @@ def index_of_table(
         ):
             return None, f"column {layout.name(index)} holds fractions, and is part of x (--index {name} leaves it out)"
         if len(set(texts[index])) == rows:
+            if not called:
+                refuse_measures(name, texts[index])
             return index, "is an index by its name" if called and name else "names each row"
         if any(not is_number(cell) for cell in texts[index]):
             raise DataError(
@@ -206,7 +213,8 @@ def parse(
         where = f"{path}, row {row} (counted from 0; line {line} of the file)"
         if len(cells) != width:
             raise DataError(
-                f"{where}: {len(cells)} cells, wanted {width} as in the first line. Make the rows equally long."
+                f"{where}: {counted(len(cells), 'cell')}, wanted {width} as in the first line. "
+                f"{UNLIKE if width > 1 else TITLE}"
             )
         for column, kept in texts.items():
             kept.append(cells[column])
@@ -249,7 +257,7 @@ def parse_number(cell: str, where: str, column: int, layout: TableLayout) -> flo
         return float(cell or "nan")
     name = f" (it is called {layout.names[column]!r}; labels: --label {layout.names[column]})" if layout.names else ""
     raise DataError(
-        f"{where}, column {column}: {cell!r} is no number{name}. Cells are numbers between commas; encode text as numbers, "
-        "and leave gaps empty (--missing); or --columns auto takes texts for categories. Names may stand in the first line "
-        "only, and there in every column."
+        f"{where}, column {column}: {shown_cell(cell)} is no number{name}. Cells are numbers between commas; encode text as "
+        "numbers, and leave gaps empty (--missing); or --columns auto takes texts for categories. Names may stand in the first "
+        "line only, and there in every column."
     )

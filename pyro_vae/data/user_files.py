@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError, UsageError
 
 from .cells import separator_of
@@ -25,6 +26,7 @@ UNPACKED, RATIO = 256 * 2**20, 100  # of an archive: bytes, and as many times it
 TABLES = (*TEXT, PARQUET)
 ENDINGS = (".npy", ".npz", *TABLES)
 CHANNELS, SIDE = (1, 3), 4  # of images: how many channels, and pixels a side at least
+POINTER = b"version https://git-lfs"
 LOOKED_AT = 2**16  # bytes, to see what parts the cells of a table
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
     *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
@@ -54,9 +56,22 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
             f"no file {path}. Check the path; it is taken from the current folder unless it starts with /. "
             "Of a run whose data file has moved: --data-dir FOLDER, or the file itself."
         )
+    if is_pointer(path):
+        raise DataError(
+            f"{path} is a pointer of Git LFS to a file that is not here: fetch it, git lfs pull, or download the file itself."
+        )
     options = options or TableOptions()
     read = table_source if path.suffix.lower() in TABLES else array_source
     return read(path, seed, options, sequences)
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file only says which one Git LFS would put in its place."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:  # whoever reads it says so
+        return False
 
 
 def table_source(path: Path, seed: int, options: TableOptions, sequences: bool) -> Source:
@@ -145,7 +160,8 @@ def describe(part: Part) -> str:
     columns = " × ".join(map(str, part.x.shape[1:])) or "1"
     labels = "none" if part.y is None else f"{part.name.replace('x', 'y', 1)}, {part.y.dtype}"
     return (
-        f"{part.name}: {len(part.x) if part.x.ndim else 1} rows × {columns} columns of {part.x.dtype}; labels: {labels}"
+        f"{part.name}: {counted(len(part.x) if part.x.ndim else 1, 'row')} × {columns} "
+        f"column{'s' * (columns != '1')} of {part.x.dtype}; labels: {labels}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
@@ -131,7 +132,7 @@ class PredictiveCheck:
                 f"{d.extreme_rows:.0%} of rows extreme"
             )
 
-        head = f"{self.kind} predictive check, {self.rows} rows, {self.num_draws} replications"
+        head = f"{self.kind} predictive check, {counted(self.rows, 'row')}, {counted(self.num_draws, 'replication')}"
         return "\n".join([head, *(line(name, d) for name, d in self.statistics.items())])
 
     __repr__ = __str__

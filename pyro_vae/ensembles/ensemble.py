@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import torch
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal
 from pyro_vae.evidence.log_likelihood import log_likelihood
@@ -130,4 +131,4 @@ class Ensemble:
         spread = f" (sd over seeds {stdev(best):.3f})" if len(best) > 1 else ""
         elbo = f", best ELBO {mean(best):.3f}{spread}" if best else ""
         gone = f", {len(self.diverged)} diverged" if self.diverged else ""
-        return f"Ensemble of {len(self)} members, seeds {', '.join(map(str, self.seeds))}{elbo}{gone}"
+        return f"Ensemble of {counted(len(self), 'member')}, seeds {', '.join(map(str, self.seeds))}{elbo}{gone}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.progress import Pace, format_duration
 from pyro_vae.training.reporter import TrainingBar
 from pyro_vae.training.training_state import FitResult
@@ -89,7 +90,7 @@ def format_records(records: list[Record]) -> str:
     """
     losses = [r["loss"] for r in records if r["loss"] is not None]
     elbos = [r["elbo"] for r in records if r["elbo"] is not None]
-    parts = [f"{len(records)} members"]
+    parts = [f"{counted(len(records), 'member')}"]
     parts += [f"loss {mean(losses):.3f}"] if losses else []
     parts += [f"ELBO {mean(elbos):.3f}"] if elbos else ["ELBO none"]
     spread = f" (sd over seeds {stdev(elbos):.3f})" if len(elbos) > 1 else ""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.csv_columns import no_formula
 from pyro_vae.common.flagged import MOST, format_bound, format_share
 from pyro_vae.common.plain_text import plain
@@ -109,7 +110,7 @@ class Comparison(ResultTable):
 
     def table(self) -> Table:
         """Return a table for a rich console."""
-        title = f"{self.rows} rows; nats per row, higher is better; differences paired, row by row, with the best"
+        title = f"{counted(self.rows, 'row')}; nats per row, higher is better; differences paired, row by row, with the best"
         table = Table(title=title, title_justify="left")
         head, *lines = self.cells()
         for heading in head:
@@ -147,7 +148,7 @@ class Comparison(ResultTable):
         samples = ", ".join(map(str, sorted({m.num_samples for m in self.models if m.num_samples})))
         methods = ", ".join(sorted({m.method for m in self.models}))
         flagged = max((m.flagged or 0.0 for m in self.models), default=0.0)
-        how = f"{methods}{f', K = {samples}' if samples else ''}, on {self.rows} rows"
+        how = f"{methods}{f', K = {samples}' if samples else ''}, on {counted(self.rows, 'row')}"
         worst = f"; up to {format_share(flagged)} of rows flagged" if flagged else ""
         return forest(names, differences, errors, f"{how}{worst}", verdicts)
 

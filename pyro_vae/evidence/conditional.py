@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_share, is_loose, share_flagged
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
@@ -118,7 +119,7 @@ class ConditionalEvidence(RowEstimates):
         if is_loose(s):
             errors = f"nats (no bound, and loose: {format_share(share_flagged(s))} of rows are flagged)"
         return (
-            f"log p({of} | others) {s['log_px']:.3f} {errors} | {self.measure} | {s['rows']} rows, "
+            f"log p({of} | others) {s['log_px']:.3f} {errors} | {self.measure} | {counted(s['rows'], 'row')}, "
             f"{s['rows_with_none']} without {of}, {s['rows_flagged']} flagged | {self.method}"
         )
 

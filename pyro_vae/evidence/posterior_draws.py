@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UnreliableError
@@ -75,8 +76,10 @@ class PosteriorDraws:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.values.items())
         return (
-            f"{len(self)} draws of p(z | x) of {len(self.khat)} rows: {shapes} | of {self.num_samples} particles, ESS median "
-            f"{self.ess.median():.0f}, least {self.ess.min():.1f} | {int((~self.reliable).sum())} rows not to be believed"
+            f"{counted(len(self), 'draw')} of p(z | x) of {counted(len(self.khat), 'row')}: {shapes} | of "
+            f"{counted(self.num_samples, 'particle')}, ESS median "
+            f"{self.ess.median():.0f}, least {self.ess.min():.1f} | {counted(int((~self.reliable).sum()), 'row')} "
+            "not to be believed"
         )
 
 
@@ -156,7 +159,7 @@ def diagnosed(values: dict[str, Tensor], log_w: Tensor, seed: int, strict: bool)
     bad = (~reliable).nonzero().flatten().tolist()
     if strict and bad:
         raise UnreliableError(
-            f"the particles make no posterior in {len(bad)} of {len(khat)} rows, the first {bad[:5]}: k̂ is above "
+            f"the particles make no posterior in {len(bad)} of {counted(len(khat), 'row')}, the first {bad[:5]}: k̂ is above "
             f"{khat_threshold(num):.2f}, or not known (K = {num}). Give more particles (num_samples=), a guide that fits "
             "better, or strict=False to have the draws all the same (this error's result).",
             found,

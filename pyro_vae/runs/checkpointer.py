@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -200,7 +201,7 @@ class Checkpointer(TrainingCallback):
             return f" The step could not be saved: {failure}"
         finally:
             self.writer.release()
-        return f" The step is kept in {self.path / DIVERGENCE}; replay it with: pyro-vae replay {self.path}"
+        return f" The step is kept in {self.path / DIVERGENCE}; replay it with: pyro-vae replay {shlex.quote(str(self.path))}"
 
     def try_to_save(self, trainer: Trainer) -> None:
         """Save, unless the last steps diverged: no state to return to. A save that fails is tried again."""

@@ -152,7 +152,7 @@ def scored(path: Path, wanted: Mapping[str, Any]) -> list[Evaluation]:
     for key, value in wanted.items():
         kept = [e for e in found if value in (None, e.summary["rows"] if key == "rows" else getattr(e.name, key))]
         if not kept:
-            there = ", ".join(str(e.name) for e in found)
+            there = ", ".join(e.told for e in found)
             raise RunFolderError(
                 f"{path} has no evaluation with {key} {value!r}, only {there}. Make it: {AGAIN} {path}"
             )

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
 from pyro_vae.common.keywords import suggest_keywords
@@ -192,7 +193,7 @@ def record_evaluation(
     result = evidence.summary() | {
         "bits_per_dim": -evidence.log_px.sum().item() / (max(1, observed) * math.log(2)),
         "elements": observed / len(x),
-        "split": f"{called}{f', first {len(x)} rows' if name.rows else ''}",
+        "split": called + (f", first {counted(len(x), 'row')}" if name.rows else ""),
         "policy": data.policy,
         "floor": floor_of(run, data, x, evidence.log_px),
         "training": training or training_so_far(run),

@@ -7,6 +7,7 @@ what they are of: ``evidence-test-first-5.json``, ``evidence-test-annealing.json
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.atomic_write import rename, storage
+from pyro_vae.common.counted import counted
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.flagged import is_loose, share_flagged
 from pyro_vae.errors import RunFolderError
@@ -107,6 +109,13 @@ class Evaluation:
         return self.name.split, self.summary["rows"]
 
     @property
+    def told(self) -> str:
+        """Its name; of new rows, which it names by their digest, with the file they were in."""
+        split = str(self.summary.get("split"))
+        file, of_new, _ = split.partition(", new rows")
+        return f"{self.name} ({file}, {counted(self.summary['rows'], 'row')})" if of_new else str(self.name)
+
+    @property
     def loose(self) -> bool:
         """Whether more than a tenth of its rows is flagged."""
         return is_loose(self.summary)
@@ -162,11 +171,12 @@ def read(file: Path) -> Evaluation:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(
-            f"the evidence {file} cannot be used: {error!r}. Make it again: {AGAIN} {file.parent}"
+            f"the evidence {file} cannot be used: {error!r}. Make it again: {AGAIN} {shlex.quote(str(file.parent))}"
         ) from error
     if not known:
         raise RunFolderError(
-            f"the evidence {file} cannot be used: it says nothing of its rows. Make it again: {AGAIN} {file.parent}"
+            f"the evidence {file} cannot be used: it says nothing of its rows. Make it again: {AGAIN} "
+            f"{shlex.quote(str(file.parent))}"
         )
     return Evaluation(file.stem, name, summary)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.spread import sharing
 
 from .config import Config
@@ -19,7 +20,8 @@ def tell_few_steps(config: Config, rows: int) -> None:
             "and its learning rate is 0: nothing is trained" if steps == 1 else "the last at a learning rate of 0"
         )
         print(
-            f"warning: {steps} step{'s' * (steps > 1)} in all, of {min(rows, config.batch_size)} rows, {of_these}. Take more "
+            f"warning: {counted(steps, 'step')} in all, of {counted(min(rows, config.batch_size), 'row')}, "
+            f"{of_these}. Take more "
             "--epochs or a smaller --batch-size (or --schedule constant).",
             file=sys.stderr,
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
 import time
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -35,6 +36,7 @@ SCHEMA = 1
 HISTORY = "evaluations.jsonl"
 ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`.train_ensemble`)
 WEIGHTS = "model.safetensors"
+INTERFACE = "interface.json"  # beside exported functions: what they take and give
 OF_RUN = "run.json"  # in a folder of evaluations beside a run: which run that is
 OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl", "bracket.json", "gaps.json", "report.html")
 OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
@@ -64,7 +66,7 @@ def check_free(path: Path, overwrite: bool = False) -> Path:
         if not overwrite:
             raise RunFolderError(
                 f"{path} holds a run already: choose another folder with --run, or pass --overwrite. To go on with one that "
-                f"was interrupted: pyro-vae train --resume {path}"
+                f"was interrupted: pyro-vae train --resume {shlex.quote(str(path))}"
             )
     return path
 
@@ -185,6 +187,17 @@ def no_folder(path: Path) -> RunFolderError:
     )
 
 
+def no_run(path: Path) -> RunFolderError:
+    """Say that a folder lacks a file that each run has, and what it is where something else of ours wrote it."""
+    place = path.parent
+    made = (place / INTERFACE).is_file() and "functions of tensors, which export --torch or --onnx wrote"
+    made = made or (any(place.glob("events.out.tfevents.*")) and "what TensorBoard shows of a run")
+    made = made or ((place / OF_RUN).is_file() and "evaluations that evaluate --out put beside a run")
+    if made:
+        return RunFolderError(f"{place} holds {made}, and is no run itself: name the folder that train --run made")
+    return RunFolderError(f"{place} is no whole run: {path.name} is missing. Train it again.")
+
+
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     """Read a run's JSON file.
 
@@ -204,9 +217,9 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
         if beside:
             raise RunFolderError(
                 f"{path.parent} is no run, but a folder of runs: name one of them, such as {beside[0]}. All of them: pyro-vae "
-                f"runs {path.parent}"
+                f"runs {shlex.quote(str(path.parent))}"
             )
-        raise RunFolderError(f"{path.parent} is no whole run: {path.name} is missing. Train it again.")
+        raise no_run(path)
     return parse_json(read_bytes(path, limit), path)
 
 
@@ -264,7 +277,8 @@ def read_evidence(path: Path, stem: str = "evidence") -> tuple[dict[str, Any], s
             return summary, table.decode(errors="replace")
         time.sleep(0 if last else 0.2)
     raise RunFolderError(
-        f"{stem}.json and {stem}.csv of {path} are of different evaluations. Make it again: pyro-vae evaluate {path}"
+        f"{stem}.json and {stem}.csv of {path} are of different evaluations. Make it again: pyro-vae evaluate "
+        f"{shlex.quote(str(path))}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def run_summary(facts: RunFacts) -> dict[str, Any]:
         **{name: s.get(name) for name in (*numbers, "bits_per_dim", "method")},
         "floor": (s.get("floor") or {}).get("log_px"),
         "evaluation": of,
-        "evaluations": [{"name": str(e.name), "log_px_text": format_both_errors(e.summary)} for e in facts.found],
+        "evaluations": [
+            {"name": str(e.name), "told": e.told, "log_px_text": format_both_errors(e.summary)} for e in facts.found
+        ],
         "data": facts.record["data"].get("name"),
         "model": facts.config.model,
         "asked": asked,
@@ -68,7 +71,9 @@ def ensemble_summary(path: Path) -> dict[str, Any]:
     try:
         text = format_mean(s) if s else "not scored"
     except (KeyError, TypeError) as error:
-        raise RunFolderError(f"{file} cannot be used: {error!r}. Make it again: pyro-vae evaluate {path}") from error
+        raise RunFolderError(
+            f"{file} cannot be used: {error!r}. Make it again: pyro-vae evaluate {shlex.quote(str(path))}"
+        ) from error
     members = [str(path / name_of(seed)) for seed in listed["seeds"]]
     count = [seed for seed in listed["seeds"] if str(seed) not in listed["diverged"]]
     there = [seed for seed in listed["seeds"] if (path / name_of(seed) / "config.json").is_file()]

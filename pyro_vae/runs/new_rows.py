@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Column, Data, Split, TableOptions, binarize, load
 from pyro_vae.data.arrays import GAPS
@@ -118,7 +119,8 @@ def open_dense_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     rows = labelled_as(run, rows, train, file)
     if train is not None and (seen := count_seen(rows, train)):
         print(
-            f"note: {plain(file.name)}: {seen} of {len(rows)} rows equal rows that the run was trained on, and their log p(x) "
+            f"note: {plain(file.name)}: {seen} of {counted(len(rows), 'row')} "
+            f"{'equals a row' if seen == 1 else 'equal rows'} that the run was trained on, and their log p(x) "
             "is that of rows it has seen",
             file=sys.stderr,
         )
@@ -199,6 +201,8 @@ def of_one_split(
     run: Run, rows: Split, train: Split | None, *, name: str, policy: str, digest: str, columns: tuple[Column, ...]
 ) -> Data:
     """Return new rows as all that is scored, beside those that the run was trained on, where these are known."""
+    if train is None:
+        print(f"note: {plain(name)}: {not_compared(run, name)}", file=sys.stderr)
     none = Split(rows.x[:0])
     return Data(name, none if train is None else train, none, rows, run.shape, policy, digest, columns=columns)
 
@@ -232,6 +236,15 @@ def without_names(columns: Sequence[Column]) -> str:
     return (
         f"its columns are taken in their order, {shown([c.name for c in columns])}: the run was trained on columns without "
         "names, or with two called alike, and cannot tell whether these are the same"
+    )
+
+
+def not_compared(run: Run, name: str) -> str:
+    """Say that new rows may be rows of training, which are not there to be compared; and so if they came by their name."""
+    whose = "the file of that name has changed since, and " if name == run.record["data"].get("name") else ""
+    return (
+        f"the rows that the run was trained on are not there: {whose}nobody can tell which of these it has seen, whose "
+        "log p(x) would be too high for new ones"
     )
 
 

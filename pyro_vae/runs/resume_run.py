@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.atomic_write import folder_in, sweep
+from pyro_vae.common.counted import counted
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.exchange import agree
@@ -140,7 +142,8 @@ def check_fork(job: TrainingJob, path: Path, record: Mapping[str, Any], saved: G
     made = len(history_of(saved))
     if made >= job.config.epochs:
         raise UsageError(
-            f"--epochs {job.config.epochs}: {path} has made {made} epochs already, which count, so that nothing would be "
+            f"--epochs {job.config.epochs}: {path} has made {counted(made, 'epoch')} already, which count, so "
+            "that nothing would be "
             f"trained. Say how many it shall be in all, such as --epochs {2 * made}"
         )
 
@@ -182,15 +185,16 @@ def check_not_begun(path: Path, forked_from: Any) -> None:
     Raises:
         CheckpointError: says how to go on.
     """
+    quoted = shlex.quote(str(path))
     if isinstance(forked_from, str):
         raise CheckpointError(
             f"{path} was to begin with the state of {plain(forked_from)}, and ended before that was saved: remove the folder, "
-            f"and fork again, pyro-vae train --resume {plain(forked_from)} --fork {path} ..."
+            f"and fork again, pyro-vae train --resume {shlex.quote(plain(forked_from))} --fork {quoted} ..."
         )
     if os.path.lexists(path / MODEL):
         raise CheckpointError(
             f"{path} holds weights, and no checkpoint to go on from (members of an ensemble have none): score it as it is, "
-            f"pyro-vae evaluate {path}, or train it anew, pyro-vae train --run {path} --overwrite ..."
+            f"pyro-vae evaluate {quoted}, or train it anew, pyro-vae train --run {quoted} --overwrite ..."
         )
 
 
@@ -249,7 +253,8 @@ def check_same(record: Mapping[str, Any], job: TrainingJob) -> None:
     if changed:
         raise CheckpointError(
             f"{job.path} cannot be gone on with, as this is another run:\n{format_differences(changed)}\nChange it back, or "
-            f"make a run of its own that begins with this one's state: pyro-vae train --resume {job.path} --fork NEW_FOLDER ..."
+            f"make a run of its own that begins with this one's state: pyro-vae train --resume {shlex.quote(str(job.path))} "
+            "--fork NEW_FOLDER ..."
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import is_loose
 from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
 from pyro_vae.programs.measure import dominating
@@ -79,7 +80,7 @@ def format_bits(evidence: Mapping[str, Any]) -> str:
 def format_how(evidence: dict[str, Any]) -> str:
     """Format how the method was used."""
     if "num_chains" in evidence:
-        return f"{evidence['num_chains']} chains, {evidence['num_temperatures']} temperatures"
+        return f"{counted(evidence['num_chains'], 'chain')}, {counted(evidence['num_temperatures'], 'temperature')}"
     return evidence["how"] if "how" in evidence else f"from the {evidence.get('proposal', 'guide')}"
 
 
@@ -91,12 +92,13 @@ def cautions(evidence: dict[str, Any]) -> Iterator[str]:
     if low := evidence.get("rows_of_low_ess"):
         have = "has" if low == 1 else "have"
         yield (
-            f"{low} of {rows} rows {have} an ESS below {LOW_ESS}: log p(x) is a lower bound there that more samples would "
+            f"{low} of {counted(rows, 'row')} {have} an ESS below {LOW_ESS}: log p(x) is a lower bound there that "
+            "more samples would "
             "raise, and its Monte Carlo error is not to be believed."
         )
     if flagged := evidence.get("rows_flagged"):
         are = "is" if flagged == 1 else "are"
-        yield f"{flagged} of {rows} rows {are} flagged, not to be believed: {why_flagged(evidence)}."
+        yield f"{flagged} of {counted(rows, 'row')} {are} flagged, not to be believed: {why_flagged(evidence)}."
 
 
 def why_flagged(evidence: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -74,7 +75,11 @@ class TrainingJob:
         """Return what saves its state, in its folder."""
         about = {"versions": versions(), "config": digest_of(self.config.to_dict()), "data": self.data.digest, **more}
         return Checkpointer(
-            self.path, minutes=minutes, about=about, how=f"pyro-vae train --resume {self.path}", spent=spent
+            self.path,
+            minutes=minutes,
+            about=about,
+            how=f"pyro-vae train --resume {shlex.quote(str(self.path))}",
+            spent=spent,
         )
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.buffers import buffers_restored
@@ -49,7 +50,7 @@ def describe(rows: int, whole: int, last: int, why: str) -> str:
         return f"batch_size=1: a batch has 1 row, and {failing} Take batch_size={SMALL} or more."
     other = next((b for b in range(whole - 1, 1, -1) if rows % b == 0 or rows % b > last), rows)
     return (
-        f"the last batch of an epoch has {last} row{'s' * (last > 1)} ({rows} in batches of {whole}), and {failing} Take "
+        f"the last batch of an epoch has {counted(last, 'row')} ({rows} in batches of {whole}), and {failing} Take "
         f"drop_last=True, which leaves it out (other rows each epoch), or another batch_size, such as {other}."
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_both_errors, is_loose
 from pyro_vae.common.given import described
 from pyro_vae.common.optional import imported
@@ -165,7 +166,9 @@ def in_words(summary: Mapping[str, Any]) -> str:
         '-87.000 ± 0.010 ± 0.750 nats a row (± Monte Carlo ± data); 0 of 9 rows flagged'
     """
     errors = "" if is_loose(summary) else " (± numerical ± data)" if "how" in summary else " (± Monte Carlo ± data)"
-    flagged = f"; {summary['rows_flagged']} of {summary['rows']} rows flagged" if "rows_flagged" in summary else ""
+    flagged = (
+        f"; {summary['rows_flagged']} of {counted(summary['rows'], 'row')} flagged" if "rows_flagged" in summary else ""
+    )
     return f"{format_both_errors(summary)} nats a row{errors}{flagged}"
 
 

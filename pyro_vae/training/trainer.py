@@ -12,6 +12,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.lost_device import is_lost, lost
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded
@@ -121,7 +122,7 @@ class Trainer:
                 break
             for callback in self.callbacks:
                 callback.after_epoch(self)
-        result.stopped = result.stopped or f"{self.options.epochs} epochs done"
+        result.stopped = result.stopped or f"{counted(self.options.epochs, 'epoch')} done"
         for callback in self.callbacks:
             callback.after_training(self)
 
@@ -135,7 +136,7 @@ class Trainer:
         patience = self.options.patience
         if patience is None or epoch - max(self.result.best_epoch, self.settled_epoch) < patience:
             return False
-        self.result.stopped = f"no better ELBO for {patience} epochs"
+        self.result.stopped = f"no better ELBO for {counted(patience, 'epoch')}"
         return True
 
     def add_record(self, record: Record, report: Reporter) -> None:
@@ -177,7 +178,7 @@ class Trainer:
         size = self.data.batch_size
         while True:
             self.data.check_files()
-            what = f"step {self.state.step + 1}: a batch of {size} rows on {self.device}"
+            what = f"step {self.state.step + 1}: a batch of {counted(size, 'row')} on {self.device}"
             with fitting(what, f"Take a smaller one: batch_size={max(1, size // 2)}."):
                 loss = self.make_steps(batches, singly, further)
             if loss is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from pyro_vae.runs import folder
 from pyro_vae.runs.evaluate_run import LEAPFROGS
 from pyro_vae.runs.evaluations import EvaluationName, evaluations
 from pyro_vae.runs.load import open_data
+from pyro_vae.runs.report.facts import read_facts
+from pyro_vae.runs.report.page import evaluations_of
 from pyro_vae.runs.report.words import evaluation_command
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import Curve
@@ -59,6 +62,38 @@ def test_a_look_overwrites_no_file_and_has_its_own(run, look, device):
     assert [line["file"] for line in lines] == ["evidence.json", f"evidence-{name}.json"]
     assert lines[1]["log_px"] == found["log_px"] and lines[1]["time"] == found["time"]
     assert load_run(run).evidence["num_samples"] == 20  # that of training
+
+
+def test_one_thing_is_counted_as_one(run, capsys):
+    assert main(["evaluate", str(run), "--rows", "1", "--num-samples", "3"]) == 0
+    assert main(["show", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "first 1 row (1 row)" in printed and "of 1 row " in printed
+    assert not re.search(r"\b1 [a-z]+s\b", printed)
+
+
+def test_new_rows_are_told_by_their_file(run, tmp_path, capsys):
+    for i, rows in enumerate((1, 3)):
+        np.save(tmp_path / f"later{i}.npy", np.full((rows, 1, 8, 8), i, dtype=np.float32))
+        assert main(["evaluate", str(run), "--data", str(tmp_path / f"later{i}.npy"), "--num-samples", "3"]) == 0
+    capsys.readouterr()
+    assert main(["show", str(run)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"also new-\w{8} \(later0.npy, 1 row\): ", shown)
+    assert re.search(r"also new-\w{8} \(later1.npy, 3 rows\): ", shown)
+    assert "(later1.npy, 3 rows)" in str(evaluations_of(read_facts(run)))
+
+
+def test_what_else_we_wrote_is_told_from_a_run(run, tmp_path, capsys):
+    assert main(["export", str(run), str(tmp_path / "functions"), "--torch"]) == 0
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board" / "events.out.tfevents.1.host.1.0").touch()
+    for name, told in (
+        ("functions", "functions of tensors, which export --torch"),
+        ("board", "what TensorBoard shows"),
+    ):
+        assert main(["evaluate", str(tmp_path / name)]) == 4
+        assert f"{name} holds {told}" in (said := capsys.readouterr().err) and "train --run made" in said
 
 
 def test_the_same_evaluation_again_and_more_of_it_take_its_place(run):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from pyro_vae.cli.main import app, main
+from pyro_vae.cli.main import app, main, read_keys
 from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder, marginal_baseline
 from pyro_vae.runs.bracket_run import bracket_run
@@ -82,6 +82,16 @@ def test_config_files(train, tmp_path, capsys):
     config = folder.read_config(tmp_path / "run")["config"]
     assert (config["latent_dim"], config["objective"], config["hidden"]) == (3, "iwae", [8])
     assert app.config == ()  # other commands in this process have defaults of their own
+
+
+def test_a_config_may_have_a_mark_of_windows_before_it(run, tmp_path, capsys):
+    file = run / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert main(["show", str(run)]) == 0
+    assert read_keys(file)["data"] == "digits"
+    file.write_text("{}", encoding="utf-16")
+    with pytest.raises(UsageError, match="save it as UTF-8"):
+        read_keys(file)
 
 
 def test_config_round_trip_and_refusals():

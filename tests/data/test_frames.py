@@ -61,7 +61,7 @@ UNLIKE = {
     "unseen": ({"sp": ["A", "C"]}, r"column 'sp', row 1 .*'C' is a category that was never seen; it has A, B"),
     "text": ({"m": ["1.0", "heavy"]}, r"column 'm', row 1 .*'heavy' is no number, and numbers stood there in training"),
     "boolean": ({"b": [0, 2]}, r"column 'b', row 1 .*'2' is neither true nor false"),
-    "infinite": ({"k": [np.inf, 1]}, r"column 'k' has infinite values in 1 rows, first in row 0"),
+    "infinite": ({"k": [np.inf, 1]}, r"column 'k' has infinite values in 1 row, first in row 0"),
     "dates": ({"k": pd.date_range("2020", periods=2)}, r"column 'k' holds dates"),
 }
 
@@ -89,7 +89,7 @@ REFUSED = {
     "nameless": (pd.DataFrame(EYE, columns=["a", ""]), "column 1 has no name"),
     "levels": (pd.DataFrame(EYE, columns=pd.MultiIndex.from_tuples([("a", "b"), ("c", "d")])), "names on several levels"),
     "nothing": (pl.DataFrame({"t": [None, None]}), "'t' has no value in any of its 2 rows"),
-    "infinite": (pd.DataFrame({"t": [1, -np.inf]}), "'t' has infinite values in 1 rows, first in row 1"),
+    "infinite": (pd.DataFrame({"t": [1, -np.inf]}), "'t' has infinite values in 1 row, first in row 1"),
     "large": (pd.DataFrame({"t": [2**25, 2**25 + 1]}), "'t' holds whole numbers up to 33554433"),
     "huge": (pa.table({"t": [2**60, 2**60 + 1]}), "'t' holds whole numbers up to 1152921504606846977"),
     "names": (pd.DataFrame({"b": 1.0, "t": map(str, range(100_000))}), "'t' has 100,000 different labels"),

@@ -101,6 +101,28 @@ def test_numbers_in_the_writing_of_others_are_no_labels(tmp_path, form):
         loaded(tmp_path, 10 * [form.format(i) for i in range(12)])
 
 
+MEASURES = ["${:.2f}", "{:.1f}%", "{:.2f} kg", '"{:,.2f}"', "\u2212{:.2f}", "{:.2f}D+00", "({:.1f})", "<{:.1f}"]
+
+
+@pytest.mark.parametrize("columns", [None, "auto"])
+@pytest.mark.parametrize("form", MEASURES)
+def test_a_first_column_of_numbers_in_another_writing_names_no_rows(tmp_path, form, columns):
+    rows = [f"{form.format(1000.5 + 7 * i)},{i % 3},{i % 5}" for i in range(30)]
+    (tmp_path / "x.csv").write_text("\n".join(["mass,b,c", *rows, ""]))
+    with pytest.raises(DataError, match=r"column 'mass' holds numbers .* write numbers alone"):
+        load(tmp_path / "x.csv", table=TableOptions(columns=columns))
+    named = load(tmp_path / "x.csv", table=TableOptions(columns=columns, index="mass"))
+    assert named.train.x.shape[1] == 2
+
+
+@pytest.mark.parametrize("form", ["r{}", "{}B", "A-{}", "{} of 30", "#{}"])
+def test_a_first_column_of_names_with_numbers_names_the_rows(tmp_path, form):
+    (tmp_path / "x.csv").write_text(
+        "\n".join(["of,b,c", *(f"{form.format(i)},{i % 3},{i % 5}" for i in range(30)), ""])
+    )
+    assert load(tmp_path / "x.csv").train.x.shape[1] == 2
+
+
 @pytest.mark.parametrize(
     "labels", [["1/2", "half"], ["n/a/1", "2/b"], ["12_34", "56_78"], ["0xyz", "0x1g"], ["A(1)", "B(2)"]]
 )

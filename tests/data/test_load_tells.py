@@ -24,7 +24,7 @@ FILES = {
     "bare.csv": (lambda p: csv(p, ""), {}, "10 rows × 2 columns; no header: the first line is a row; labels: none"),
     "y.csv": (
         lambda p: csv(p, "a,y"), {"table": TableOptions(label="y")},
-        "10 rows × 1 columns; header: a; labels: column 1 ('y')",
+        "10 rows × 1 column; header: a; labels: column 1 ('y')",
     ),
     "x.npy": (lambda p: np.save(p, X), {}, "x: 10 rows × 2 columns of float64; labels: none"),
     "x.npz": (lambda p: npz(p, x=X, y=np.arange(10)), {}, "x: 10 rows × 2 columns of float64; labels: y, int64"),

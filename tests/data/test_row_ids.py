@@ -61,7 +61,7 @@ def test_bytes_and_floats_of_the_same_values_are_the_same_rows():
 def test_zeros_have_no_sign_and_nan_is_one_value():
     a, b = torch.tensor([[0.0, torch.nan]]), torch.tensor([[-0.0, -torch.nan]])
     assert RowIds.of(a).difference(RowIds.of(b)) is None
-    assert "x differs in 1 of 1 rows" in RowIds.of(a).difference(RowIds.of(torch.zeros(1, 2)))
+    assert "x differs in 1 of 1 row" in RowIds.of(a).difference(RowIds.of(torch.zeros(1, 2)))
 
 
 OTHERS = {

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
@@ -97,13 +98,13 @@ REFUSED = {
     "nameless": ("a,,c\n1,x,2\n3,y,4\n5,x,6\n", "column 1 has no name"),
     "no value": ("a,b\n1,\n2,NA\n3,null\n", "column 'b' has no value in any of its 3 rows"),
     "all constant": ("a,b\n1,x\n1,x\n1,x\n", "no column is left"),
-    "infinite": ("a,b\n1,x\ninf,y\n3,x\n", r"column 'a' has infinite values in 1 rows, first in row 1"),
+    "infinite": ("a,b\n1,x\ninf,y\n3,x\n", r"column 'a' has infinite values in 1 row, first in row 1"),
     "huge": ("a,b\n33554432,x\n33554433,y\n5,x\n", "column 'a' holds whole numbers up to 33554433"),
     "huge beyond float64": ("a,b\n9007199254740993,x\n9007199254740992,y\n5,x\n", "column 'a' holds whole numbers"),
     "thousands": ('a,b\n"1,234",x\n"5,678",y\n"9,012",x\n', r"comma in '1,234' \(row 0.* may part thousands"),
     "thousands twice": ('a,b\n"1,234,567",x\n"5,6",y\n3,x\n', "may part thousands"),
     "comma and point": ('a,b\n"1,5",x\n2.5,y\n3,x\n', r"with a comma \('1,5', row 0\) and with a point \('2.5', row 1"),
-    "short row": ("a,b\n1,x\n2\n3,y\n", r"row 1 .*line 3 of the file\): 1 cells, wanted 2"),
+    "short row": ("a,b\n1,x\n2\n3,y\n", r"row 1 .*line 3 of the file\): 1 cell, wanted 2"),
     "many labels": ("a,b\n" + "".join(f"{i % 5}.5,n{i}\n" for i in range(1001)), "'b' has 1,001 different labels"),
     "control signs": ("a,\x1b[31mb\n1,x\n2,y\n3,x\n", "column 1 is called .* with control signs"),
     "control signs in labels": ("a,b\n1,x\n2,\x1b[2J\n3,x\n", "'b' has a label with control signs"),
@@ -119,6 +120,12 @@ def test_what_is_refused_by_column(name, tmp_path):
     text, words = REFUSED[name]
     with pytest.raises(DataError, match=words):
         read(tmp_path / "x.csv", text)
+
+
+def test_columns_of_one_name_in_a_parquet_are_refused_by_name(tmp_path):
+    parquet.write_table(pa.table([[1.0, 2, 3], [4, 5, 6]], names=["a", "a"]), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="columns 0 and 1 are both called 'a'"):
+        load(tmp_path / "x.parquet")
 
 
 def test_texts_without_columns_are_refused_with_the_way_to_take_them(tmp_path):

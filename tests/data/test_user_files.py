@@ -133,7 +133,7 @@ def test_missing_files_and_folders(tmp_path):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_too_few_rows(tmp_path, rows):
     np.save(tmp_path / "x.npy", np.ones((rows, 2)))
-    with pytest.raises(DataError, match=f"{rows} rows are too few.*at least 3"):
+    with pytest.raises(DataError, match=f"{rows} row.* too few.*at least 3"):
         load(tmp_path / "x.npy")
 
 
@@ -166,7 +166,7 @@ def test_csv(tmp_path):
         ("1,2\n1_0,4\n", "'1_0' is no number"),
         ("1|2,9\n3|4,9\n5|6,9\n", "'1|2' is no number"),
         ("1,2\n3,4,5\n", "row 1 .*line 2 .*: 3 cells, wanted 2"),
-        ("a,b\n1,2\n3\n", "row 1 .*line 3 .*: 1 cells, wanted 2"),
+        ("a,b\n1,2\n3\n", "row 1 .*line 3 .*: 1 cell, wanted 2"),
         ("1,2\n3,nan\n5,6\n", "NaN or infinite values in 1 of 3 rows: 1 .* column 1"),
         ("", "no row of numbers"),
         ("a,b\n", "no row of numbers"),
@@ -184,6 +184,7 @@ PACKED = {
     "bzip2": (bz2.compress(b"a,b\n1,2\n3,4\n"), "packed by bzip2: unpack it"),
     "xz": (lzma.compress(b"a,b\n1,2\n3,4\n"), "packed by xz: unpack it"),
     "zip": (b"PK\x03\x04\x14\x00\xff\xff", "a spreadsheet, or packed by zip"),
+    "numpy": (b"\x93NUMPY\x01\x00v\x00{", "an array of numpy: call it .npy"),
     "excel": (b"\xd0\xcf\x11\xe0\xa1\xb1", "a spreadsheet: save the sheet"),
 }
 
@@ -195,6 +196,34 @@ def test_a_packed_file_that_is_called_csv_is_told_for_what_it_is(tmp_path, packe
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(DataError, match=way):
         load(tmp_path / "x.csv", table=TableOptions(columns=columns))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npy", "x.npz", "x.parquet"])
+def test_a_pointer_of_git_lfs_is_told_from_the_file(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DataError, match=r"pointer of Git LFS .* git lfs pull"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("columns", [None, "auto"])
+def test_a_quote_that_is_not_closed_fills_no_screen(tmp_path, columns):
+    (tmp_path / "x.csv").write_text("a,b\n" + "".join(f"{i}.5,{chr(34) * (i == 20)}{i}\n" for i in range(300)))
+    with pytest.raises(DataError, match=r"'20' and more lines \(is a quote not closed\?\)") as caught:
+        load(tmp_path / "x.csv", table=TableOptions(columns=columns))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("columns", [None, "auto"])
+def test_a_title_above_the_names_is_told(tmp_path, columns):
+    (tmp_path / "x.csv").write_text("My measurements\na,b\n1,2\n3,4\n5,6\n")
+    with pytest.raises(DataError, match="Delete lines above the names"):
+        load(tmp_path / "x.csv", table=TableOptions(columns=columns))
+
+
+def test_whole_numbers_of_hundreds_of_digits_fill_no_screen(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(1.0, 41.0).reshape(-1, 2) * 1e300)
+    with pytest.raises(DataError, match=r"up to 3.9e\+301"):
+        load(tmp_path / "x.npy")
 
 
 def test_infinity_is_not_told_as_a_gap(tmp_path):

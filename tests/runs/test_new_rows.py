@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,14 +116,16 @@ def test_with_noise_of_its_own_a_row_has_the_same_number_alone(run, tmp_path, ca
         options = ["--noise", "row", "--num-samples", "30", "--device", "cpu", "--out", str(tmp_path / name)]
         assert main(["evaluate", str(run), "--data", str(path), *options]) == 0
         said = capsys.readouterr().err
-        assert said.count(" rows × ") == 1 and f"{name}.csv" in said  # of the new rows, not of the training table, too
+        assert (
+            said.count(" × 8 columns") == 1 and f"{name}.csv" in said
+        )  # of the new rows, not of the training table, too
     many, one = (next((tmp_path / name).glob("evidence-*.csv")).read_text().splitlines()[1] for name in ("many", "one"))
     assert many == one
     assert main(["evaluate", str(run), "--noise", "row", "--method", "annealing", "--device", "cpu"]) == 2
     assert "leave --noise out" in capsys.readouterr().err
 
 
-def test_one_row_is_scored_without_the_training_data(run, tmp_path):
+def test_one_row_is_scored_without_the_training_data(run, tmp_path, capsys):
     (run.parent / "p.csv").unlink()
     opened = load_run(run)
     moved = opened.config.data
@@ -133,6 +136,24 @@ def test_one_row_is_scored_without_the_training_data(run, tmp_path):
     finally:
         shutil.move(tmp_path / "elsewhere", moved)
     assert found["rows"] == 1 and found["floor"]["log_px"] is None and "not there" in found["floor"]["model"]
+    told = (
+        "note: new.csv: the rows that the run was trained on are not there: nobody can tell which of these it has seen"
+    )
+    assert told in capsys.readouterr().err
+
+
+def test_the_file_of_a_run_that_has_changed_is_told_from_new_rows(run, tmp_path, capsys):
+    own = Path(load_run(run).config.data)
+    before = own.read_text()
+    own.write_text(before.rpartition("\n")[0].rpartition("\n")[0] + "\n")
+    try:
+        evaluate_run(run, num_samples=5, device="cpu", data=own)
+    finally:
+        own.write_text(before)
+    assert (
+        "the file of that name has changed since, and nobody can tell which of these it has seen"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_and_its_data_may_move_together_or_apart(run, tmp_path):

@@ -257,17 +257,17 @@ def test_a_folder_that_vanishes_is_a_storage_error(config, tmp_path, monkeypatch
 def test_a_run_that_diverges_is_replayed_by_one_command(config, tmp_path, capsys):
     options = ["--data", config.data, "--hidden", "4", "--latent-dim", "2", "--batch-size", "16", "--device", "cpu"]
     wild = ["--learning-rate", "1e20", "--warmup", "0", "--schedule", "constant"]
-    assert main(["train", "--run", str(tmp_path / "run"), *options, *wild]) == 5
+    assert main(["train", "--run", str(tmp_path / "a run"), *options, *wild]) == 5
     said = capsys.readouterr().err
-    assert "First bad site: " in said and "replay it with: pyro-vae replay" in said
-    assert main(["replay", str(tmp_path / "run")]) == 0
+    assert "First bad site: " in said and f"replay it with: pyro-vae replay '{tmp_path}/a run'" in said
+    assert main(["replay", str(tmp_path / "a run")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "reproduced" and lines[0].startswith("then: step")
-    capsule = tmp_path / "run" / "divergence" / "capsule.safetensors"
+    capsule = tmp_path / "a run" / "divergence" / "capsule.safetensors"
     capsule.write_bytes(capsule.read_bytes()[:-1])
-    assert main(["replay", str(tmp_path / "run")]) == 4
+    assert main(["replay", str(tmp_path / "a run")]) == 4
     shutil.rmtree(capsule.parent)
-    assert main(["replay", str(tmp_path / "run")]) == 4
+    assert main(["replay", str(tmp_path / "a run")]) == 4
 
 
 # evaluation

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.flagged import format_log_px, format_nats, is_loose, why_loose
 from pyro_vae.common.given import check_whole, whole
@@ -131,7 +132,7 @@ class Bracket:
             ends = f"{s['lower']:.2f} ({why_loose(s)}) and {upper} nats | gap {gap}"
         return (
             f"log p(x) between {ends} | {end} | lower end: importance sampling {lowers[0]}, annealing {lowers[1]}, "
-            f"{s['rows_by_annealing']} of {s['rows']} rows by annealing"
+            f"{s['rows_by_annealing']} of {counted(s['rows'], 'row')} by annealing"
         )
 
     __repr__ = __str__

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import ProgramError, UsageError
@@ -298,8 +299,9 @@ class Annealed(RowEstimates):
         if is_loose(s):
             mean = f"{format_bound(s)} nats ({why_loose(s)})"
         return (
-            f"log p(x) {mean} | AIS from the {s['start']}, {s['num_chains']} chains × {s['num_temperatures']} temperatures × "
+            f"log p(x) {mean} | AIS from the {s['start']}, {counted(s['num_chains'], 'chain')} × "
+            f"{counted(s['num_temperatures'], 'temperature')} × "
             f"{s['leapfrog_steps']} leapfrogs | ESS median {s['ess_median']:.1f}, least {s['ess_min']:.1f}, "
-            f"{s['rows_flagged']} rows flagged (too few chains count for an error) | "
-            f"acceptance {s['acceptance']:.2f}, least {s['acceptance_min']:.2f} | {s['rows']} rows, {self.measure}"
+            f"{counted(s['rows_flagged'], 'row')} flagged (too few chains count for an error) | "
+            f"acceptance {s['acceptance']:.2f}, least {s['acceptance_min']:.2f} | {counted(s['rows'], 'row')}, {self.measure}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.csv_columns import read_columns, write_columns
 from pyro_vae.common.flagged import format_log_px
 from pyro_vae.data.row_ids import RowIds
@@ -49,7 +50,9 @@ class AnnealedRows(RowEstimates):
         return dict(self.facts)
 
     def __str__(self) -> str:
-        return f"log p(x) {format_log_px(self.facts)} nats | {self.method}, {self.measure} | {len(self)} rows"
+        return (
+            f"log p(x) {format_log_px(self.facts)} nats | {self.method}, {self.measure} | {counted(len(self), 'row')}"
+        )
 
 
 def rows_csv(annealed: Annealed) -> str:
@@ -69,6 +72,6 @@ def from_csv(text: str, facts: Mapping[str, Any]) -> AnnealedRows:
         >>> text = "row,log_px,mc_se,ess\\n0,-1.5,0.1,8.0\\n"
         >>> about = {"log_px": -1.5, "log_px_mc_se": 0.1, "rows": 1, "method": "annealing", "measure": "counts"}
         >>> from_csv(text, about)
-        log p(x) -1.500 ± 0.100 nats | annealing, counts | 1 rows
+        log p(x) -1.500 ± 0.100 nats | annealing, counts | 1 row
     """
     return AnnealedRows(**read_columns(text, FIELDS), facts=facts, row_ids=RowIds.from_csv(text))

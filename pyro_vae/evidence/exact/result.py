@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.csv_columns import read_columns, write_columns
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.data.row_ids import RowIds
@@ -97,7 +98,7 @@ class Exact(RowEstimates):
             >>> import torch
             >>> exact = Exact(torch.tensor([-1.5]), torch.tensor([0.0]), torch.tensor([True]), "by hand", "counts", "")
             >>> Exact.from_csv(exact.rows_csv(), method="by hand", measure="counts", how="")
-            log p(x) -1.500 ± 0.0e+00 (by hand) ± unknown (data) nats | counts | 1 rows, 0 flagged, largest error 0.0e+00
+            log p(x) -1.500 ± 0.0e+00 (by hand) ± unknown (data) nats | counts | 1 row, 0 flagged, largest error 0.0e+00
         """
         columns = read_columns(text, FIELDS)
         ids = RowIds.from_csv(text)
@@ -110,5 +111,5 @@ class Exact(RowEstimates):
             mean = f"{format_bound(s)} nats ({why_loose(s)}; {self.method})"
         return (
             f"log p(x) {mean} | {' | '.join(filter(None, (self.how, self.measure)))} | "
-            f"{s['rows']} rows, {s['rows_flagged']} flagged, largest error {s['largest_error']:.1e}"
+            f"{counted(s['rows'], 'row')}, {s['rows_flagged']} flagged, largest error {s['largest_error']:.1e}"
         )

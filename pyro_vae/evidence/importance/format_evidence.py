@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_bound, format_gap, is_loose, why_loose
 from pyro_vae.evidence.estimate import format_nats
 
@@ -66,7 +67,7 @@ def format_evidence(evidence: Sampled) -> str:
     return (
         f"log p(x) {mean} | {evidence.method} from the {evidence.proposal}{measure}{format_vectorizing(evidence)} | {elbo} | "
         f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
-        f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{format_flagged(evidence, s)}{end}"
+        f"{counted(s['rows'], 'row')}, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{format_flagged(evidence, s)}{end}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
@@ -111,13 +112,13 @@ class Filtered(RowEstimates):
 
     def __str__(self) -> str:
         s = self.summary()
-        about = f"{len(self)} sequences, {s['steps']} steps; {self.num_runs} runs of {self.num_particles} particles"
+        about = f"{counted(len(self), 'sequence')}, {s['steps']} steps; {self.num_runs} runs of {self.num_particles} particles"
         if is_loose(s):
             return f"log p(x) {format_bound(s)} nats per row ({why_loose(s)}; {self.method}, {about})"
         errors = f"± {format_nats(s['log_px_mc_se'])} (Monte Carlo) ± {format_nats(s['log_px_data_se'])} (data)"
         return (
             f"log p(x) {s['log_px']:.3f} {errors} nats per row, {s['log_px_per_step']:.4f} per step ({self.method}, {about}; "
-            f"{s['rows_flagged']} rows flagged)"
+            f"{counted(s['rows_flagged'], 'row')} flagged)"
         )
 
 

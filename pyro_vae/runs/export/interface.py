@@ -13,7 +13,6 @@ from pyro_vae.runs.load import Run
 from .card import CARD, environment
 from .tensor_programs import LEADING, TensorProgram
 
-INTERFACE = "interface.json"
 TOLD = {
     "encode": "E[z | x], the mean of q(z | x).",
     "decode": "E[x | z], the mean of p(x | z).",
@@ -34,7 +33,7 @@ def described(
     """Write interface.json and README.md: names, shapes and units of what goes in and comes out, and what is left out."""
     about = interface_of(run, programs, missing, ending)
     page = environment().get_template("interface.md").render(**about, told=TOLD, name=run.path.name)
-    return {INTERFACE: folder.json_bytes(about, indent=1) + b"\n", CARD: page.encode()}
+    return {folder.INTERFACE: folder.json_bytes(about, indent=1) + b"\n", CARD: page.encode()}
 
 
 def interface_of(

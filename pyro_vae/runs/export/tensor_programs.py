@@ -20,6 +20,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import UsageError
 from pyro_vae.models import usage
 from pyro_vae.models.decoding import decoded, means_of
@@ -137,10 +138,10 @@ class TensorProgram:
     def cases(self) -> Iterator[tuple[str, TensorProgram]]:
         """Yield what each form of it is checked on, and how that is called: the example, other sizes of it, and the extreme."""
         for rows in (FEW, 2, 1, MANY):
-            yield f"{rows} row{'s' * (rows > 1)}", self.of(ROWS, rows)
+            yield counted(rows, "row"), self.of(ROWS, rows)
         if any(PARTICLES in LEADING[name] for name in self.inputs):
             for particles in (1, MANY):
-                yield f"{particles} particle{'s' * (particles > 1)}", self.of(PARTICLES, particles)
+                yield counted(particles, "particle"), self.of(PARTICLES, particles)
         if self.extreme is not None:
             yield f"{self.extreme.size} extreme rows", self.extreme
 

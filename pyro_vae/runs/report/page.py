@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 
 from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.counted import counted
 from pyro_vae.common.environment import versions
 from pyro_vae.common.flagged import format_both_errors, format_nats, format_share, is_loose, share_flagged
 from pyro_vae.common.plain_text import plain
@@ -177,7 +178,7 @@ def subtitle(facts: RunFacts) -> str:
     s = facts.summary
     if not s:
         return f"{facts.path}"
-    return f"{s['split']} ({s['rows']:,} rows), by {s['method']}; {str(s.get('time') or '')[:10]} · {facts.path}"
+    return f"{s['split']} ({counted(s['rows'], 'row', ',')}), by {s['method']}; {str(s.get('time') or '')[:10]} · {facts.path}"
 
 
 def columns_of(run: Run, data: Data) -> dict[str, Any]:
@@ -186,14 +187,15 @@ def columns_of(run: Run, data: Data) -> dict[str, Any]:
     names = column_names(data, values.shape[1])
     fits = column_fits(values, draws, names)
     wrong = [fit for fit in fits if fit.wrong]
-    said = f"{len(wrong)} of {len(fits)} columns differ by more than chance explains"
+    said = f"{len(wrong)} of {counted(len(fits), 'column')} differ by more than chance explains"
     return {
         "words": f"{said}{', the worst first' if wrong else ''}. Distance: the largest difference between the cumulative "
-        f"distributions of {len(values):,} rows and {len(draws):,} draws of the model, 0 to 1; chance: what it may be where "
+        f"distributions of {counted(len(values), 'row', ',')} and {counted(len(draws), 'draw', ',')} of the "
+        "model, 0 to 1; chance: what it may be where "
         "the model is right (one per cent, for all columns together).",
         "fits": fits[:COLUMNS],
         "made_up": made_up(draws, names),
-        "more": f"and {len(fits) - COLUMNS:,} columns more." if len(fits) > COLUMNS else "",
+        "more": f"and {counted(len(fits) - COLUMNS, 'column', ',')} more." if len(fits) > COLUMNS else "",
         "picture": Picture(
             "columns", "Columns: data, and draws of the model", "The columns that differ most.",
             figures.png(picture(fits, values, draws, names)),
@@ -269,7 +271,7 @@ def evaluations_of(facts: RunFacts) -> list[list[str]]:
     lines = [["rows", "log p(x) ± Monte Carlo ± data", "method", "flagged", "when"]]
     for e in facts.found:
         flagged, when = format_share(share_flagged(e.summary)), str(e.summary.get("time") or "")[:10]
-        lines.append([str(e.name), format_both_errors(e.summary), str(e.summary["method"]), flagged, when])
+        lines.append([e.told, format_both_errors(e.summary), str(e.summary["method"]), flagged, when])
     return lines
 
 
@@ -300,7 +302,7 @@ def render_comparison(paths: Sequence[Path], components: Components) -> str:
     return render(
         "comparison.html",
         title=f"{len(paths)} models on the same rows",
-        subtitle=f"{comparison.rows:,} rows; nats a row, higher is better",
+        subtitle=f"{counted(comparison.rows, 'row', ',')}; nats a row, higher is better",
         sentence=sentence,
         forest=Picture("forest", "Difference to the best", "", figures.png(comparison.plot())),
         head=head,

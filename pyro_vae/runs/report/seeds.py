@@ -53,7 +53,7 @@ def render_seeds(path: Path) -> str:
         bracket=[],
         gaps=[],
         warnings=[
-            (f"left out: {why}", f"pyro-vae show {path / name_of(int(seed))}")
+            (f"left out: {why}", f"pyro-vae show {shlex.quote(str(path / name_of(int(seed))))}")
             for seed, why in listed["diverged"].items()
         ],
         columns=None,
@@ -85,7 +85,11 @@ def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts | Non
     """Judge the mean over seeds: loose where a member's is, and none without all members (None is not there) scored."""
     again = f"pyro-vae evaluate {shlex.quote(str(path))}"
     if not members:
-        return Verdict(DO_NOT_USE, "Every member diverged: there is no mean over seeds.", f"pyro-vae show {path}/seed0")
+        return Verdict(
+            DO_NOT_USE,
+            "Every member diverged: there is no mean over seeds.",
+            f"pyro-vae show {shlex.quote(str(path))}/seed0",
+        )
     behind = [seed for seed, facts in members.items() if facts is None or facts.main is None]
     if not s or behind:
         why = (

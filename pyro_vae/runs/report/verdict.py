@@ -6,6 +6,7 @@ import math
 import shlex
 from dataclasses import dataclass
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_share, is_loose, share_flagged, why_loose
 from pyro_vae.runs.evaluations import AGAIN
 from pyro_vae.runs.marginal_baseline import below_floor, within_chance
@@ -70,7 +71,10 @@ def judge(facts: RunFacts) -> Verdict:
     flagged = (
         "No row is flagged"
         if not share
-        else f"{s['rows_flagged']} of {rows} rows ({format_share(share)}) {'is' if s['rows_flagged'] == 1 else 'are'} flagged"
+        else (
+            f"{s['rows_flagged']} of {counted(rows, 'row')} ({format_share(share)}) "
+            f"{'is' if s['rows_flagged'] == 1 else 'are'} flagged"
+        )
     )
     how = "the method is exact" if "how" in s else "the weights of its rows have light tails"
     how = "enough chains count in its rows" if "num_chains" in s else how

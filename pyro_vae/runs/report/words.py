@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.flagged import format_bound, format_gap, format_nats, is_loose
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation_options import CHUNK
@@ -52,7 +53,7 @@ def asked(facts: RunFacts) -> list[tuple[str, str]]:
     if c.model != "vae":
         listed.append(("model", part(c.model, c.model_options)))
     listed += [
-        ("prior p(z)", f"{part(c.prior, c.prior_options)}, {c.latent_dim} dimensions"),
+        ("prior p(z)", f"{part(c.prior, c.prior_options)}, {counted(c.latent_dim, 'dimension')}"),
         ("likelihood p(x | z)", part(c.likelihood, c.likelihood_options)),
         ("posterior q(z | x)", part(c.posterior, c.posterior_options)),
         ("networks", f"{c.network}, hidden {' · '.join(map(str, c.hidden))}, {c.activation}"),
@@ -62,7 +63,8 @@ def asked(facts: RunFacts) -> list[tuple[str, str]]:
         ),
         (
             "training",
-            f"{c.epochs} epochs of {c.batch_size} rows a step, Adam {c.learning_rate:g}, {c.schedule}, seed {c.seed}",
+            f"{counted(c.epochs, 'epoch')} of {counted(c.batch_size, 'row')} a step, Adam {c.learning_rate:g}, "
+            f"{c.schedule}, seed {c.seed}",
         ),
     ]
     return listed
@@ -82,7 +84,7 @@ def three_sentences(facts: RunFacts) -> list[str]:
         else "that it has not seen"
     )
     return [
-        f"{first}, and then measured on {s['rows']:,} rows {seen}.",
+        f"{first}, and then measured on {counted(s['rows'], 'row', ',')} {seen}.",
         f"{how_probable(s)} {above_floor(s)}",
         how_sure(s),
     ]
@@ -106,7 +108,7 @@ def above_floor(s: Mapping[str, Any]) -> str:
         return f"The floor, of a model that takes each element by itself, is {-by:.2f} nats above that: it is not cleared yet."
     if within_chance(s["floor"]) and not is_loose(s):
         return (
-            f"A model that takes each element by itself does as well, as far as these rows tell: the difference is "
+            "A model that takes each element by itself does as well, as far as these rows tell: the difference is "
             f"{format_nats(by)} ± {format_nats(se)} nats."
         )
     if by < 0:
@@ -140,7 +142,8 @@ def how_sure(s: Mapping[str, Any]) -> str:
     if is_loose(s):
         return (
             f"This is {'an approximation' if 'how' in s else 'a bound'} that nobody should quote with an error: for "
-            f"{s.get('rows_flagged', s['rows']):,} of {s['rows']:,} rows the computation was not good enough to tell."
+            f"{s.get('rows_flagged', s['rows']):,} of {counted(s['rows'], 'row', ',')} the computation was not "
+            "good enough to tell."
         )
     mc, data = s["log_px_mc_se"], s["log_px_data_se"]
     again = "by an unknown amount" if mc is None else f"by about {format_nats(mc)} nats"
@@ -203,7 +206,10 @@ def of_evidence(facts: RunFacts) -> Iterator[tuple[str, str]]:
             )
     if facts.main is not None and facts.main.name.rows:
         rows = facts.main.name.rows
-        yield f"Only the first {rows:,} rows of the split were scored.", f"pyro-vae evaluate {run}"
+        yield (
+            f"Only the first {counted(rows, 'row', ',')} of the split {'was' if rows == 1 else 'were'} scored.",
+            f"pyro-vae evaluate {run}",
+        )
 
 
 def again(facts: RunFacts) -> list[str]:
