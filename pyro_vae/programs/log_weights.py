@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.common.given import whole
 
 from .pair import without_validation
-from .parameters import ModulesOwnParameters
+from .parameters import ModulesOwnParameters, store_restored
 from .problem import Problem, summing_marks
 from .reach import check_reach
 from .row_coupling import warn_of_guide
@@ -69,7 +69,8 @@ def log_weights(
         )
         problem = problem.probed(vectorize_particles)
         warn_of_guide(problem, "its log q(z | x) and log w")
-        with problem.quiet(0):  # on a stream of its own: the draws below are those of the stream around
+        # on a stream of its own, as the draws below are of the one around; and parameters first made here are of few rows
+        with store_restored(), problem.quiet(0):
             check_reach(
                 problem, otherwise="score with log_likelihood(..., proposal=defensive(0.1)), which reaches all of it"
             )

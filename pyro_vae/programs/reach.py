@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.data.lazy_rows import LazyRows
+from pyro_vae.errors import ProgramError, ShapeError
 
 from .log_density import bounded, known_support
 from .problem import Problem
+from .row_coupling import has_rows
 from .sites import Program, Site, latent_sites, sum_terms
 from .unconstrained import SubstituteLatents
 from .wrapped import bare
@@ -32,9 +34,23 @@ def check_reach(problem: Problem, guide: Program | None = None, otherwise: str =
         otherwise: another way on than another guide, for the message.
     """
     guide = problem.guide if guide is None else guide
-    one, some = problem.few(1), problem.few(ROWS)
-    if any(map(limited, latent_sites(one.sites(guide)).values())):
+    some = first_rows(problem, ROWS)
+    try:
+        sites = first_rows(problem, 1).sites(guide)
+    except ShapeError:  # parameters of its own for each row: it runs on all of them
+        some, sites = problem, problem.sites(guide)
+    if any(map(limited, latent_sites(sites).values())):
         probe(some, guide, PRIOR_DRAWS, otherwise)
+
+
+def first_rows(problem: Problem, rows: int) -> Problem:
+    """Return the problem of the first rows, arguments without rows as they are; of all, where there is no telling them."""
+    x = problem.args[0] if problem.args else None
+    if problem.own_rows or not isinstance(x, Tensor | LazyRows) or not x.dim():
+        return problem
+    if all(has_rows(a, len(x)) for a in problem.args):
+        return problem.few(rows)
+    return problem.over(*(a[:rows] if has_rows(a, len(x)) else a for a in problem.args))
 
 
 def limited(site: Site) -> bool:

@@ -94,6 +94,21 @@ def test_whatever_weighs_its_draws_refuses_such_a_guide(name):
         use(*pair(*SMALL["exponential"]))
 
 
+def test_what_is_no_row_is_handed_on_as_it_is():
+    """A table that rows look up, and a number, beside x: the guide is asked on some of the rows, and all of the table."""
+
+    def model(x, table, scale):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(number(1.0)))
+            pyro.sample("x", dist.Normal(z + table[19 + 0 * x.long()], scale), obs=x)
+
+    def guide(x, table, scale):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Exponential(1 + table[19 + 0 * x.long()] * 0 + 0 * x))
+
+    assert log_weights(model, guide, X, torch.ones(20, dtype=D), 2.0, num_particles=2).shape == (2, 3)
+
+
 def test_what_does_not_weigh_them_takes_it():
     model, guide = pair(*SMALL["exponential"])
     check = posterior_predictive_check(model, guide, X, statistics={"x": lambda x: x}, num_draws=2)
