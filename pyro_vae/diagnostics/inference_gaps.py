@@ -28,6 +28,7 @@ from pyro_vae.programs.sites import Program
 from .elbo_decomposition import Quantity
 from .gaps_of_chunks import MOVED, GapOptions, gaps_of_chunks
 from .given_log_px import as_truth, refuse_other_model
+from .per_row_optimum import local_sites
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, Any]  # the fields of a Quantity, which JSON takes
@@ -282,6 +283,7 @@ def gaps(
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     if truth is None:  # log p(x) is weighed by q*, of the guide's family
         with problem.quiet(seed):
+            local_sites(problem.few(1))  # refuses what is no family, which no other log p(x) helps
             check_reach(problem, otherwise="hand log p(x) in, log_px=log_likelihood(..., proposal=defensive(0.1))")
     refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)
