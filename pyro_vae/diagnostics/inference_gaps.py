@@ -20,6 +20,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
 from pyro_vae.evidence.importance.pareto import LOW_ESS
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.row_coupling import warn_of_guide
 from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
@@ -27,6 +28,7 @@ from pyro_vae.programs.sites import Program
 from .elbo_decomposition import Quantity
 from .gaps_of_chunks import MOVED, GapOptions, gaps_of_chunks
 from .given_log_px import as_truth, refuse_other_model
+from .per_row_optimum import local_sites
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, Any]  # the fields of a Quantity, which JSON takes
@@ -241,7 +243,7 @@ def gaps(
 
     Raises:
         ProgramError: a site of the guide that is no family, is masked by draws of another, or is a flow of networks that do
-            not broadcast.
+            not broadcast; a guide that never draws some of what p(x, z) allows, where log p(x) is not given.
         ShapeError, DataError: another number of log p(x) than rows; log p(x) of other rows, by their digest.
         UsageError: evidence of another model (that of another guide is taken).
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
@@ -279,6 +281,10 @@ def gaps(
     )  # discrete sites, too, as the guide draws them
     warn_of_guide(problem)
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
+    if truth is None:  # log p(x) is weighed by q*, of the guide's family
+        with problem.quiet(seed):
+            local_sites(problem.few(1))  # refuses what is no family, which no other log p(x) helps
+            check_reach(problem, otherwise="hand log p(x) in, log_px=log_likelihood(..., proposal=defensive(0.1))")
     refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)
     options = GapOptions(steps, lr, num_particles, num_samples, seed, chunk_size)

@@ -20,6 +20,7 @@ from pyro_vae.programs.data_map import DataMap, data_map_of_few
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.row_coupling import warn_of_guide
 from pyro_vae.programs.rows_of_set import AroundRows
 from pyro_vae.programs.simulate import draw
@@ -186,7 +187,7 @@ def posterior_predictive_check(
         ShapeError: a statistic that returns neither one number a row nor one in all (it is named).
         DataError: a statistic that is NaN.
         SupportError, ProgramError: as :func:`~pyro_vae.log_likelihood`; a model that cannot be simulated, or that scores what
-            it puts in the place of gaps.
+            it puts in the place of gaps; with `num_particles`, a guide that never draws some of what p(x, z) allows.
 
     References:
         Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng & Stern, 1996),
@@ -221,6 +222,9 @@ def posterior_predictive_check(
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
     warn_of_guide(problem, "its draws, of which data are replicated,")
+    if num_particles is not None:  # weights would leave out, in silence, what the guide never draws
+        with problem.quiet(seed):
+            check_reach(problem, otherwise="take z from it as it is, num_particles=None")
     known = mapped(problem, seed, chunk_size, partial(check_replicable, site=site))
     if site is not None:
         observed = {name: evaluated(name, t, known.of_site(site, args)) for name, t in chosen.items()}

@@ -21,7 +21,7 @@ from pyro_vae.programs.at_means import where_kept
 from pyro_vae.programs.data_map import data_map_of_few
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program, Site
-from pyro_vae.programs.unconditioned import refuse_factors, undone, was_observed
+from pyro_vae.programs.unconditioned import refuse_factors, refuse_interventions, undone, was_observed
 
 from .posterior_draws import Latent, by_row, checked_problem, diagnosed, joined, resampled
 
@@ -135,6 +135,7 @@ def prior_groups(problem: Problem, draws: int, block: Sequence[int]) -> Groups:
     with problem.quiet(seed, *rest, PRIOR):
         sites = problem.sites(undone(problem.model), draws)
     refuse_factors(sites)
+    refuse_interventions(sites)
     values = {name: values_of(problem, site, site["value"]) for name, site in sites.items()}
     ours = {name for name, site in sites.items() if not was_observed(site)}
     return {

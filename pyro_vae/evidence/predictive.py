@@ -19,10 +19,12 @@ from pyro_vae.evidence.importance.pareto import pareto_khat, steady_rows
 from pyro_vae.programs.data_set import PartOfDataSet
 from pyro_vae.programs.plates import WITHOUT_SIZE, Plates
 from pyro_vae.programs.problem import Problem, Sites
+from pyro_vae.programs.reach import PRIOR_DRAWS, ROWS, limited
 from pyro_vae.programs.score_sites import score_sites
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.site_rows import frames_of
-from pyro_vae.programs.sites import Program, add
+from pyro_vae.programs.sites import Program, add, latent_sites
+from pyro_vae.programs.unconstrained import SubstituteLatents
 
 STREAM = 19  # of a seed: apart from importance sampling's and annealing's
 
@@ -153,8 +155,8 @@ def predictive_density(
         missing: x may hold NaN, for what was not observed.
 
     Raises:
-        ProgramError: a pair without such sites, whose rows have a density of their own; a guide that has no density; a plate
-            of another number of rows.
+        ProgramError: a pair without such sites, whose rows have a density of their own; a guide that has no density, or never
+            draws some of what a row's latents may be; a plate of another number of rows.
         SupportError, ShapeError, DataError: rows outside the support, of another shape, or not finite.
 
     References:
@@ -184,6 +186,8 @@ def predictive_density(
     shared = shared_sites(model, guide, lambda n: tuple(a[0, :n] for a in data_set), rows, rows)
     size = max(1, whole("chunk_size", chunk_size, 1) // rows)
     blocks = [min(size, num_samples - start) for start in range(0, num_samples, size)]
+    with problem.quiet(seed, STREAM):
+        check_rows_reached(problem.over(*(a[:, :ROWS] for a in data_set)), shared, min(rows, ROWS))
     log_w = []
     for i, particles in enumerate(blocks):
         with problem.quiet(seed, STREAM, i):
@@ -191,8 +195,39 @@ def predictive_density(
     return PredictiveDensity(torch.cat(log_w).double(), seed, problem.measure)
 
 
+def check_rows_reached(problem: Problem, shared: SharedSites, rows: int) -> None:
+    """Refuse a guide with q(z_n | x_n) = 0 at draws of p(z_n | θ), θ ~ q(θ), where p(x_n, z_n | θ) > 0; names site and row.
+
+    What q(θ) leaves out is another matter: it stands for a posterior, which may leave out much of the prior.
+    """
+    q = latent_sites(problem.sites(problem.guide, PRIOR_DRAWS))
+    of_rows = {name for name, site in q.items() if shared.plate in frames_of(site)}
+    if not any(limited(q[name]) for name in of_rows):
+        return
+    drawn = {name: site["value"] for name, site in q.items() if name not in of_rows}
+    p = problem.sites(problem.model, PRIOR_DRAWS, drawn)  # given θ, z is drawn by the prior
+    drawn |= {name: site["value"] for name, site in p.items() if name in of_rows}
+    again = problem.sites(problem.guide, PRIOR_DRAWS, SubstituteLatents(drawn))
+    log_p, log_q = row_log_densities({n: again[n] for n in again if n in q}, p, problem, shared, rows)
+    if (missed := (log_q == -math.inf) & (log_p > -math.inf)).any():
+        names = ", ".join(map(repr, sorted(of_rows)))
+        raise ProgramError(
+            f"site {names}: the guide never draws what p(x, z | θ) allows of row {int(missed.any(0).nonzero()[0])} "
+            f"({missed.double().mean().item():.0%} of the draws of p(z | θ)): weights leave it out, and the density comes out "
+            "too low. Give the guide the prior's support (LogNormal or Gamma for a positive latent)."
+        )
+
+
 def row_log_weights(q: Sites, p: Sites, problem: Problem, shared: SharedSites, rows: int) -> Tensor:
     """log p(x_n, z_kn | θ_k) − log q(z_kn | x_n), ``(K, N)``: the terms of sites in the data plate."""
+    log_p, log_q = row_log_densities(q, p, problem, shared, rows)
+    return log_p if log_q is None else log_p - log_q
+
+
+def row_log_densities(
+    q: Sites, p: Sites, problem: Problem, shared: SharedSites, rows: int
+) -> tuple[Tensor, Tensor | None]:
+    """log p(x_n, z_kn | θ_k) and log q(z_kn | x_n), ``(K, N)`` each; None where rows have no latents."""
     of_rows = [{name: site for name, site in sites.items() if shared.plate in frames_of(site)} for sites in (p, q)]
     if not of_rows[0]:
         raise ProgramError(
@@ -208,5 +243,4 @@ def row_log_weights(q: Sites, p: Sites, problem: Problem, shared: SharedSites, r
     plates = Plates(shared.plate, frame.dim, problem.plates.nesting)
     terms = score_sites(of_rows[0], plates, program="model", checked=problem.inside)
     densities = score_sites(of_rows[1], plates, program="guide")
-    log_p = add(terms.values())
-    return log_p - add(densities.values()) if densities else log_p
+    return add(terms.values()), add(densities.values()) if densities else None

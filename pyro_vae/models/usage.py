@@ -23,7 +23,7 @@ from pyro_vae.programs.guide_rows import warn_of_guide_alone
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import is_auxiliary
 from pyro_vae.programs.structured import refuse_structure
-from pyro_vae.programs.unconditioned import refuse_factors
+from pyro_vae.programs.unconditioned import refuse_factors, refuse_interventions
 from pyro_vae.programs.user_errors import GUIDE
 
 from .blank_rows import run_on_any, run_on_rows
@@ -199,7 +199,7 @@ def sample(
         vae: a :class:`~pyro_vae.VAE`, any pair of programs, or a model alone.
         num_samples: how many rows.
         *c: contexts with `num_samples` rows, where the model has them. One that it observes, such as labels, is kept: draws
-            are given it; one that is all NaN is drawn.
+            are given it; one that is all NaN is drawn. What it observes whatever x is (``poutine.condition``) is kept, too.
         like: rows ``(N, *event)`` as the model takes them, one at least, where it takes more of x than how many rows it has,
             such as how many steps: shape and dtype of the first one count, values do not.
         site: whose values are wanted.
@@ -213,8 +213,8 @@ def sample(
     Raises:
         UsageError: a model that needs to be told what its rows are `like`.
         ProgramError: a model with a ``pyro.factor``; one that reads the values of x, or observes what is no entry of it, as
-            for :func:`~pyro_vae.simulate`; a context that it observes given latents, as another modality: draws given that are
-            :func:`~pyro_vae.impute`'s.
+            for :func:`~pyro_vae.simulate`; a context, or a value of its own, that it observes given latents, as another
+            modality: draws given that are :func:`~pyro_vae.impute`'s; a latent that ``poutine.do`` sets.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, sample
@@ -232,8 +232,9 @@ def sample(
         else:
             refuse_structure(like, "sample")
             run = run_on_rows(model, used.template(like, num_samples, c), seed)
-        run = given_contexts(model, run, seed) if c else run
-    refuse_factors(run.sites)
+        refuse_factors(run.sites)
+        refuse_interventions(run.sites)
+        run = given_contexts(model, run, seed) if c or like is None else run  # rows that it is like show no other
     sites = {n: s for n, s in run.sites.items() if not is_auxiliary(s)}
     if not run.observed:
         raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")

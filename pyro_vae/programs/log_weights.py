@@ -9,8 +9,9 @@ from torch import Tensor
 from pyro_vae.common.given import whole
 
 from .pair import without_validation
-from .parameters import ModulesOwnParameters
+from .parameters import ModulesOwnParameters, store_restored
 from .problem import Problem, summing_marks
+from .reach import check_reach
 from .row_coupling import warn_of_guide
 from .sites import Program
 from .structured import on_tensors
@@ -38,8 +39,8 @@ def log_weights(
     Raises:
         ProgramError: a pair without such a plate, with a latent or an observation outside it, with a latent in one
             program only, or with sites marked for enumeration and no other latents; invalid parameters of a distribution; a
-            model whose densities of a row change with other rows; a plate that subsamples within a row. The message names
-            the site.
+            model whose densities of a row change with other rows; a plate that subsamples within a row; a guide that never
+            draws some of what p(x, z) allows. The message names the site.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -68,4 +69,9 @@ def log_weights(
         )
         problem = problem.probed(vectorize_particles)
         warn_of_guide(problem, "its log q(z | x) and log w")
+        # on a stream of its own, as the draws below are of the one around; and parameters first made here are of few rows
+        with store_restored(), problem.quiet(0):
+            check_reach(
+                problem, otherwise="score with log_likelihood(..., proposal=defensive(0.1)), which reaches all of it"
+            )
         return problem.log_probs(num_particles).log_w

@@ -67,7 +67,7 @@ def joint(masks: Iterator[tuple[Mask, int]]) -> Mask:
 
 def beside_event(mask: Mask, event_dim: int) -> Mask:
     """Give a mask over a batch dimensions of size 1 for the event."""
-    return mask.bool().reshape(*mask.shape, *[1] * event_dim) if isinstance(mask, Tensor) else bool(mask)
+    return mask.bool().reshape((*mask.shape, *[1] * event_dim)) if isinstance(mask, Tensor) else bool(mask)
 
 
 def both(a: Mask, b: Mask) -> Mask:

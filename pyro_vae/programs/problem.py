@@ -19,6 +19,7 @@ from pyro_vae.errors import MarkedError
 
 from .arguments import argument_dtypes
 from .digits import refuse_coarse_draws
+from .left_by_guide import refuse_left_by_guide
 from .masked_latents import check_masks
 from .masks import check_same_masks
 from .measure import measure_of
@@ -136,10 +137,14 @@ class Problem:
     @classmethod
     @marks_summed_out
     def checked(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
-        """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first."""
+        """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first.
+
+        And that the model is its own: of nothing that the guide leaves behind.
+        """
         inside = check_support(model, guide, *args)
         problem = replace(cls.on_first_row(model, guide, *args, vectorize=vectorize), inside=inside)
         check_masks(problem)
+        refuse_left_by_guide(problem)
         return problem
 
     @classmethod

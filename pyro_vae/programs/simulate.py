@@ -16,7 +16,7 @@ from .plates import data_plate, refuse_shared
 from .problem import rows_of
 from .sites import Program, latent_sites
 from .structured import on_tensors
-from .unconditioned import Batch, run_unconditioned
+from .unconditioned import Batch, refuse_interventions, run_unconditioned
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,8 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
     Raises:
         ProgramError: an observation that is no entry of an argument (a transformed x, a ``pyro.factor``), whose draws are no
             draws of an argument; an entry of x that no site, or more than one, observes; a model that reads the values of x
-            beside observing them, changes them, or draws random numbers outside ``pyro.sample``; a latent that rows share.
+            beside observing them, changes them, or draws random numbers outside ``pyro.sample``; a latent that rows share, or
+            that ``poutine.do`` sets.
         ShapeError: a template of another shape than the model draws.
 
     Example:
@@ -88,6 +89,7 @@ def draw(model: Program, args: Batch, seed: int, *block: int, known: DataMap | N
     for name, site in run.sites.items():
         refuse_shared(name, site, plate.name, len(args[0]))
     data.check_draws(run)
+    refuse_interventions(run.sites)
     drawn = data.fill(args, run.values, run.kept)
     if known is None:  # few rows have shown that; all of them do
         again = run_unconditioned(model, tuple(map(without_gaps, drawn)), seed, *block)

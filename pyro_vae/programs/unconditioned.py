@@ -13,14 +13,14 @@ from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.common.pyro_private import is_deterministic
+from pyro_vae.common.pyro_private import is_deterministic, is_intervened
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
 from .determinism import identical
 from .masks import kept_entries
 from .one_measure import UNNORMALISED
-from .sites import Program, Site, sample_sites
+from .sites import Program, Site, latent_sites, sample_sites
 from .user_errors import MODEL, explained
 from .valid_draws import ValidDraws
 from .wrapped import elements
@@ -107,6 +107,21 @@ def refuse_factors(sites: Mapping[str, Site]) -> None:
                 f"site {name!r} of the model is a pyro.factor, a term of log p(x, z) that nothing is drawn of: what the other "
                 "sites draw is not of the model that it is a part of. Write it as a distribution that is drawn or observed; or "
                 f"leave it out, poutine.block(model, hide=[{name!r}]), where that is the model that is meant."
+            )
+
+
+def refuse_interventions(sites: Mapping[str, Site]) -> None:
+    """Refuse draws of a latent that ``poutine.do`` sets: they are of its prior, and the model goes on with another value.
+
+    Raises:
+        ProgramError: names the site.
+    """
+    for name, site in latent_sites(sites).items():
+        if is_intervened(site) and not was_observed(site):
+            raise ProgramError(
+                f"site {name!r} of the model is set by poutine.do, which still draws it from its prior, beside the value that "
+                "the program goes on with: x is drawn given that value, and the draw is of nothing. Hide it, "
+                f"poutine.block(poutine.do(model, data=...), hide=[{name!r}]), for draws given do({name})."
             )
 
 

@@ -82,6 +82,30 @@ def test_rows_that_share_nothing_are_refused():
         predictive_density(gaussian, of_local, torch.zeros(4))
 
 
+def test_a_guide_that_leaves_out_some_of_a_rows_latent_is_refused_and_one_of_the_shared_site_is_not():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(mu, 1.0)), 1.0), obs=x)
+
+    def guide_of(local):
+        def guide(x):
+            pyro.sample("mu", dist.LogNormal(0.0, 0.3))  # a posterior may leave out much of the prior
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", local(x))
+
+        return guide
+
+    x = torch.tensor([0.0, 2.0])
+    for local in (lambda x: dist.HalfNormal(1 + 0 * x), lambda x: dist.Uniform(x - 1, x + 1)):
+        with pytest.raises(ProgramError, match=r"site 'z': the guide never draws what .* of row 0"):
+            predictive_density(model, guide_of(local), x, num_samples=2)
+    found = predictive_density(model, guide_of(lambda x: dist.Normal(x / 2, 1.0)), x, num_samples=2000)
+    mu = dist.LogNormal(0.0, 0.3).sample((20_000, 1))
+    exact = dist.Normal(mu, 2**0.5).log_prob(x).exp().mean(0).log()
+    assert ((found.log_px - exact).abs() < 4 * found.mc_se + 0.02).all()
+
+
 def test_rows_of_the_programs_own_do_not_pass_for_new_ones():
     old, new = torch.zeros(OLD), torch.ones(NEW)
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import ais, convergence, defensive, log_likelihood
+from pyro_vae import ais, convergence, defensive, gaps, log_likelihood, log_weights, posterior_predictive_check
 from pyro_vae.errors import ProgramError, SupportError, UnreliableError
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
 from pyro_vae.evidence.exact.quadrature import quadrature
@@ -72,6 +72,51 @@ def test_a_guide_that_leaves_out_some_of_the_prior_is_refused(prior, guide):
     model, guide = pair(prior, guide)
     with pytest.raises(ProgramError, match=r"site 'z': the guide never draws .* row \d.*defensive\(0.1\)"):
         log_likelihood(model, guide, X, num_samples=10, verbose=False)
+
+
+WEIGHED = {  # what weighs the guide's draws, and the other way on that its message names
+    "log_weights": (lambda model, guide: log_weights(model, guide, X, num_particles=2), "log_likelihood"),
+    "gaps": (lambda model, guide: gaps(model, guide, X, steps=1, verbose=False), "log_px="),
+    "posterior_predictive_check": (
+        lambda model, guide: posterior_predictive_check(
+            model, guide, X, statistics={"x": lambda x: x}, num_draws=2, num_particles=2
+        ),
+        "num_particles=None",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_whatever_weighs_its_draws_refuses_such_a_guide(name):
+    """The gap of an Exponential guide came out too small by all that p(x, z) has below 0, for example."""
+    use, way_on = WEIGHED[name]
+    with pytest.raises(ProgramError, match=rf"site 'z': the guide never draws .* or .*{way_on}"):
+        use(*pair(*SMALL["exponential"]))
+
+
+def test_what_is_no_row_is_handed_on_as_it_is():
+    """A table that rows look up, and a number, beside x: the guide is asked on some of the rows, and all of the table."""
+
+    def model(x, table, scale):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(number(1.0)))
+            pyro.sample("x", dist.Normal(z + table[19 + 0 * x.long()], scale), obs=x)
+
+    def guide(x, table, scale):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Exponential(1 + table[19 + 0 * x.long()] * 0 + 0 * x))
+
+    assert log_weights(model, guide, X, torch.ones(20, dtype=D), 2.0, num_particles=2).shape == (2, 3)
+
+
+def test_what_does_not_weigh_them_takes_it():
+    model, guide = pair(*SMALL["exponential"])
+    check = posterior_predictive_check(model, guide, X, statistics={"x": lambda x: x}, num_draws=2)
+    log_px = dist.Normal(0.0, 2**0.5).log_prob(X)
+    split = gaps(model, guide, X, log_px=log_px, steps=1, num_samples=2000, verbose=False)
+    z = dist.Exponential(number(1.0)).sample((2000, 1))
+    elbo = (dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(X) + z).mean(0)  # − log q is z
+    assert check.num_draws == 2 and (split.elbo - elbo).abs().max() < 0.3
 
 
 @pytest.mark.parametrize(("prior", "guide"), list(SMALL.values())[:3], ids=list(SMALL)[:3])

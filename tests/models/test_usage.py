@@ -14,8 +14,10 @@ from pyro_vae import (
     StandardNormal,
     encode,
     interpolate,
+    prior_predictive_check,
     reconstruct,
     sample,
+    simulate,
 )
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
@@ -473,3 +475,56 @@ def test_a_model_with_a_factor_is_not_sampled(name):
     with pytest.raises(ProgramError, match=r"site 'f' of the model is a pyro\.factor.*hide=\['f'\]"):
         sample(model, 10)
     assert sample(poutine.block(model, hide=["f"]), 10, site="x").shape == (10,)
+
+
+def conditioned(value):
+    """z ~ N(0, 1), x ~ N(z, 1), with z observed whatever x is."""
+    return poutine.condition(gaussian, data={"z": value})
+
+
+def test_what_a_model_observes_whatever_x_is_stays_as_it_is():
+    """Undone, the condition would be gone, and x about 0."""
+    for model in (conditioned(torch.tensor(100.0)), conditioned(torch.full((10,), 100.0))):
+        drawn = sample(model, 10)
+        assert (drawn["z"] == 100).all() and ((drawn["x"] - 100).abs() < 5).all()
+        assert (sample(model, 10, mean=True)["x"] == 100).all()
+    assert (sample(gaussian, 10, site="x").abs() < 5).all()
+
+
+def after_z(name, density):
+    """Something beside x, observed as 1, given z."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample(name, density(z), obs=torch.ones(len(x)))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (after_z("c", lambda z: dist.Bernoulli(logits=9 * z)), "c"),
+        (after_z("y", lambda z: dist.Normal(z, 0.1)), "y"),
+        (lambda x: gaussian(torch.zeros(10)), "x"),
+    ],
+    ids=["event", "measurement", "all-of-x"],
+)
+def test_what_it_observes_given_latents_is_no_condition_that_running_it_meets(model, name):
+    with pytest.raises(ProgramError, match=f"site '{name}' observes the same whatever x is .* of a posterior"):
+        sample(model, 10)
+
+
+def test_a_latent_that_do_sets_is_no_draw_of_its_prior():
+    model = poutine.do(gaussian, data={"z": torch.tensor(100.0)})
+    for use in (
+        lambda: sample(model, 10),
+        lambda: simulate(model, V),
+        lambda: prior_predictive_check(model, V, num_draws=2),
+    ):
+        with pytest.raises(ProgramError, match=r"site 'z' of the model is set by poutine\.do.*hide=\['z'\]"):
+            use()
+    hidden = poutine.block(model, hide=["z"])
+    assert ((sample(hidden, 10)["x"] - 100).abs() < 5).all() and ((simulate(hidden, V).x - 100).abs() < 5).all()

@@ -40,9 +40,10 @@ def site(fn, mask=True):
         (Observed(NORMAL.to_event(1)).mask(ROWS), True, ROWS[:, None].expand(3, 2)),
         (dist.TransformedDistribution(NORMAL.mask(ENTRIES), [dist.transforms.ExpTransform()]).to_event(1), ROWS,
          ROWS[:, None].expand(3, 2)),
+        (dist.Normal(torch.zeros(3), 1.0), torch.tensor(False), torch.zeros(3, dtype=torch.bool)),
     ],
     ids=["none", "handler", "distribution", "inside to_event", "inside and handler", "inside and outside", "False",
-         "handler False", "missing", "a transform's base is another value"],
+         "handler False", "missing", "a transform's base is another value", "one for all entries"],
 )  # fmt: skip
 def test_kept_entries(fn, mask, kept):
     assert torch.equal(kept_entries(site(fn, mask)), kept)

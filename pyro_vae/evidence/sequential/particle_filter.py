@@ -19,6 +19,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.evidence.annealing.result import student
 from pyro_vae.evidence.estimate import LogPx, RowEstimates, data_se, digest_of_rows, format_nats, mean_se
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.reach import check_reach
 
 from .filtering import Cloud, beside, clouds
 from .steps import StateSpace, Steps, check_roles, repeat, validated
@@ -151,7 +152,8 @@ def particle_filter(
 
     Raises:
         DataError, ShapeError, SupportError: as :func:`~pyro_vae.log_likelihood`; lengths that x does not have.
-        ProgramError: as there; programs that are not those of the roles; NaN weights, with their step.
+        ProgramError: as there; programs that are not those of the roles; NaN weights, with their step; a guide that proposes,
+            and never draws some of what p(x, z) allows.
         UsageError: fewer than 1 particle or 2 runs, another proposal.
 
     References:
@@ -215,6 +217,8 @@ def checked_problem(vae: StateSpace, x: Any, c: Sequence[Any], options: FilterOp
     with problem.quiet(options.seed, 0, 1):
         for some in problem.split(BLOCK):
             check_roles(vae, some)
+        if options.proposal == "guide":
+            check_reach(problem, otherwise="take proposal='prior', which does")
     return problem
 
 

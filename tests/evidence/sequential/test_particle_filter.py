@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import Exact, compare, forecast, log_likelihood, particle_filter, per_step, smooth
+from pyro_vae import Exact, StateSpaceModel, compare, forecast, log_likelihood, particle_filter, per_step, smooth
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.evidence.sequential import filtering
 from pyro_vae.evidence.sequential.filtering import systematic
@@ -203,6 +203,24 @@ def test_programs_that_are_not_those_of_the_roles_are_refused_by_site():
     other.model = model.model
     with pytest.raises(ProgramError, match="site 'z_2' of the model has another density than the roles say, in rows"):
         particle_filter(other, x, lengths)
+
+
+def test_a_guide_that_leaves_out_some_of_the_prior_proposes_nothing():
+    walk = StateSpaceModel(
+        initial=lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+        transition=lambda z: dist.Normal(0.9 * z, 0.5).to_event(1),
+        likelihood=lambda z: dist.Normal(z, 1.0).to_event(1),
+        encoder=lambda x, lengths=None: x,
+        posterior=lambda z, h: dist.HalfNormal(1 + 0 * h).to_event(1),
+    )
+    x, few = torch.zeros(2, 2, 1), {"num_particles": 5, "num_runs": 2}
+    with pytest.raises(ProgramError, match=r"site 'z_1': the guide never draws .* proposal='prior'"):
+        particle_filter(walk, x, **few)
+    with pytest.raises(ProgramError, match="site 'z_1': the guide never draws"):
+        smooth(walk, x, **few)
+    with pytest.raises(ProgramError, match="site 'z_1': the guide never draws"):
+        forecast(walk, x, steps=1, **few)
+    assert particle_filter(walk, x, proposal="prior", **few).log_px.isfinite().all()
 
 
 @pytest.mark.parametrize(
