@@ -16,6 +16,8 @@ from pyro_vae.programs.at_means import where_kept
 from pyro_vae.programs.determinism import first_other, identical
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.one_measure import NO_DENSITY, UNNORMALISED, without_density
+from pyro_vae.programs.plates import data_plate
+from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import Program, Site, is_auxiliary, latent_sites, sample_sites
 from pyro_vae.programs.support import MASK
 from pyro_vae.programs.unconditioned import Batch
@@ -85,13 +87,35 @@ class Undone(Messenger):
             msg.update(is_observed=False, value=None, done=False)
 
 
+def rows_first(values: Mapping[str, Tensor], sites: Sites, others: Sites | None = None) -> dict[str, Tensor]:
+    """Put the dimension of rows first, where another plate stands left of it: ``(N, ...)`` for ``(units, N, ...)``.
+
+    Args:
+        values: of some sites.
+        sites: these, and others of the run.
+        others: of the other program, which tell which plate is that of the rows, too.
+    """
+    in_plates = {name: site for name, site in {**(others or {}), **sites}.items() if frames_of(site)}
+    try:
+        plate = data_plate(in_plates).name
+    except ProgramError:  # other sites stand in plates of their own
+        plate = "data"
+    moved = {}
+    for name, value in values.items():
+        frame = frames_of(sites[name]).get(plate)
+        at = 0 if frame is None else value.dim() + (frame.dim or 0) - sites[name]["fn"].event_dim
+        moved[name] = value.movedim(at, 0) if at > 0 else value
+    return moved
+
+
 def drawn_again(model: Program, guide: Program, args: Batch) -> dict[str, Tensor]:
     """Draw z of a guide and x of the model given it; labels that are observed beside x stay."""
-    codes = values_of(latents_of(run_guide(guide, args)))
+    latents = latents_of(run_guide(guide, args))
+    codes = values_of(latents)
     data = sites_of_x(model, args, codes, decoded(model, args, codes))
     with ValidDraws():
         sites = decoded(model, args, codes, undone=data)
-    return {name: where_kept(sites[name]) for name in data}
+    return rows_first({name: where_kept(sites[name]) for name in data}, sites, latents)
 
 
 def check_redrawn(model: Program, guide: Program, args: Batch, seed: int) -> None:
@@ -188,9 +212,9 @@ def mean_of_data(name: str, site: Site, strict: bool = True) -> Tensor:
         ) from error
 
 
-def means_of(sites: Sites, site: str | None, default: str | None) -> Any:
-    """Return the means of the site that is meant, or of all."""
+def means_of(sites: Sites, site: str | None, default: str | None, latents: Sites | None = None) -> Any:
+    """Return the means of the site that is meant, or of all, of the data that is decoded from latents."""
     found = pick({name: name for name in sites}, site, default, "observed site of the model")
-    if isinstance(found, str):
-        return mean_of_data(found, sites[found])
-    return {name: mean_of_data(name, one) for name, one in sites.items()}
+    names = [found] if isinstance(found, str) else list(sites)
+    means = rows_first({name: mean_of_data(name, sites[name]) for name in names}, sites, latents)
+    return means[found] if isinstance(found, str) else means

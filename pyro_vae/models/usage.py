@@ -36,6 +36,7 @@ from .decoding import (
     mean_of_data,
     means_of,
     refuse_gaps,
+    rows_first,
     run_guide,
     sites_of_x,
     values_of,
@@ -62,8 +63,8 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
         seed: of the draws.
 
     Returns:
-        The code of a VAE, or the values of `site`; else those of each latent site by its name. Entries that a mask leaves out
-        (steps beyond the end of a sequence) are NaN.
+        The code of a VAE, or the values of `site`; else those of each latent site by its name. Rows come first, wherever their
+        plate stands. Entries that a mask leaves out (steps beyond the end of a sequence) are NaN.
 
     Raises:
         ProgramError: a site without a mean in closed form, or that is drawn after a discrete one; a guide that does not take
@@ -96,7 +97,7 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
             "it a pyro.sample of the latents."
         )
     refuse_gaps(runs[0], args)
-    kept = [{name: where_kept(one) for name, one in run.items()} for run in runs]
+    kept = [rows_first({name: where_kept(one) for name, one in run.items()}, run) for run in runs]
     return pick(kept[0] if num_samples is None else stacked(kept), site, used.code, "latent site of the guide")
 
 
@@ -141,7 +142,7 @@ def reconstruct(
         sites = decoded(model, args, codes)
         check_decoder(model, args, codes, sites)
         data = sites_of_x(model, args, codes, sites)
-    return means_of({name: sites[name] for name in data}, site, used.data)
+    return means_of({name: sites[name] for name in data}, site, used.data, latents)
 
 
 @suggest_keywords
@@ -185,7 +186,7 @@ def interpolate(vae: Any, start: Any, end: Any, *c: Any, steps: int = 10, site: 
         moving = list(a) if named is None else [named]
         pick(a, named, None, "latent site of the guide")
         line = Line(model, args, a, b, moving)
-        points = [means_of(line.at(t), None, used.data) for t in torch.linspace(0, 1, steps).tolist()]
+        points = [means_of(line.at(t), None, used.data, ends[0]) for t in torch.linspace(0, 1, steps).tolist()]
     return torch.stack(points) if isinstance(points[0], Tensor) else stacked(points)
 
 
@@ -241,5 +242,6 @@ def sample(
     if mean:
         latents = {name: where_kept(s) for name, s in sites.items() if name not in run.observed}
         seen = {n: mean_of_data(n, sites[n], strict=n in (site, used.data)) for n in run.observed}
-        return pick(latents | seen, site, used.data, "site of the model")
-    return pick({name: where_kept(s) for name, s in sites.items()}, site, used.data, "site of the model")
+        return pick(rows_first(latents | seen, sites), site, used.data, "site of the model")
+    values = {name: where_kept(s) for name, s in sites.items()}
+    return pick(rows_first(values, sites), site, used.data, "site of the model")

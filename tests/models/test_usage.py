@@ -232,6 +232,37 @@ def test_draws_of_reconstructions_are_x_given_draws_of_the_guide(name):
                 assert torch.equal(values[k], plain.nodes[site]["value"])
 
 
+@pytest.mark.parametrize("count", [3, 5], ids=["square", "more rows"])
+def test_rows_come_first_where_another_plate_stands_left_of_them(count):
+    """Values ``(units, N)`` of the programs; of as many units as rows they were transposed without a word."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with pyro.plate("units", 3, dim=-2):
+                w = pyro.sample("w", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(w + z[..., 0], 0.1), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x[:, :2], 0.1).to_event(1))
+            with pyro.plate("units", 3, dim=-2):
+                pyro.sample("w", dist.Normal(x.T, 0.1))
+
+    pair, x = (model, guide), torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encode(pair, x)["w"], x) and torch.equal(encode(guide, x, site="w"), x)
+    draws = encode(pair, x, site="w", num_samples=2)
+    assert draws.shape == (2, count, 3) and ((draws - x).abs() < 0.6).all()
+    mean = x + x[:, :1]
+    torch.testing.assert_close(reconstruct(pair, x, site="x"), mean)
+    torch.testing.assert_close(reconstruct(pair, x), {"x": mean})
+    assert ((reconstruct(pair, x, site="x", num_samples=2) - mean).abs() < 1.2).all()
+    torch.testing.assert_close(interpolate(pair, x, -x, steps=2)["x"], torch.stack([mean, -mean]))
+    drawn, means = (sample(model, count, like=x, mean=m) for m in (False, True))
+    torch.testing.assert_close(means["x"], drawn["w"] + drawn["z"][:, :1])
+    assert ((drawn["x"] - means["x"]).abs() < 0.5).all()
+
+
 def test_means_of_samples_are_at_the_same_latents():
     model, _, (x, c) = of_context()
     draws, means = (sample(model, 4, c, like=x, seed=2, mean=mean) for mean in (False, True))
