@@ -17,7 +17,7 @@ from pyro_vae.distributions.units import real_elements
 from pyro_vae.errors import UsageError
 from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.registry import FAMILIES
-from pyro_vae.models.decoding import check_decoder, decoded, means_of, sites_of_x
+from pyro_vae.models.decoding import as_drawn, check_decoder, decoded, latents_of, means_of, run_guide, sites_of_x
 from pyro_vae.models.networks import MLP
 from pyro_vae.models.standardize import is_standardized
 from pyro_vae.models.used import Used
@@ -96,14 +96,9 @@ def decode(vae: Any, codes: Tensor, row: Tensor) -> Tensor:
     used = Used.of(vae)
     model, guide, args = used.rows_of_pair(row.expand(len(codes), *row.shape[1:]).contiguous())
     with quiet(model, guide, seed=0, device=args[0].device):
-        at = {used.code or only_latent(guide, args): codes}
+        latents = latents_of(run_guide(guide, args))
+        at = as_drawn({used.code or next(iter(latents)): codes}, latents)  # codes are a table of one
         sites = decoded(model, args, at)
         check_decoder(model, args, at, sites)
-        x = means_of({name: sites[name] for name in sites_of_x(model, args, at, sites)}, None, used.data)
+        x = means_of({name: sites[name] for name in sites_of_x(model, args, at, sites)}, None, used.data, latents)
     return (next(iter(x.values())) if isinstance(x, dict) else x).detach().cpu()
-
-
-def only_latent(guide: Any, args: tuple[Tensor, ...]) -> str:
-    """Name the latent that a guide draws, which is one where its codes are a table."""
-    nodes = poutine.trace(guide).get_trace(*args).nodes
-    return next(name for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"])

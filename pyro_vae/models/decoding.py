@@ -95,17 +95,28 @@ def rows_first(values: Mapping[str, Tensor], sites: Sites, others: Sites | None 
         sites: these, and others of the run.
         others: of the other program, which tell which plate is that of the rows, too.
     """
-    in_plates = {name: site for name, site in {**(others or {}), **sites}.items() if frames_of(site)}
+    plate = row_plate({**(others or {}), **sites})
+    return {name: value.movedim(place_of_rows(sites[name], plate, value), 0) for name, value in values.items()}
+
+
+def as_drawn(values: Mapping[str, Tensor], sites: Sites) -> dict[str, Tensor]:
+    """Undo :func:`rows_first`."""
+    plate = row_plate(sites)
+    return {name: value.movedim(0, place_of_rows(sites[name], plate, value)) for name, value in values.items()}
+
+
+def row_plate(sites: Sites) -> str:
+    """Name the plate of the rows."""
     try:
-        plate = data_plate(in_plates).name
+        return data_plate({name: site for name, site in sites.items() if frames_of(site)}).name
     except ProgramError:  # other sites stand in plates of their own
-        plate = "data"
-    moved = {}
-    for name, value in values.items():
-        frame = frames_of(sites[name]).get(plate)
-        at = 0 if frame is None else value.dim() + (frame.dim or 0) - sites[name]["fn"].event_dim
-        moved[name] = value.movedim(at, 0) if at > 0 else value
-    return moved
+        return "data"
+
+
+def place_of_rows(site: Site, plate: str, value: Tensor) -> int:
+    """Return which dimension of a site's value is that of the rows, from the left; 0 where there is none."""
+    frame = frames_of(site).get(plate)
+    return 0 if frame is None else max(0, value.dim() + (frame.dim or 0) - site["fn"].event_dim)
 
 
 def drawn_again(model: Program, guide: Program, args: Batch) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import warnings
 
 import joblib
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -158,6 +159,33 @@ def test_models_of_ones_own():
     assert hierarchy.transform(x).shape == (30, 2)
     with pytest.raises(PyroVAEError, match="latent site 'z2'"):
         hierarchy.inverse_transform(hierarchy.transform(x))
+
+
+class Sideways(nn.Module):
+    """x is about w for each of 4 columns, whose plate stands left of that of the rows."""
+
+    def __init__(self, columns):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(columns, 1))
+
+    def model(self, x):
+        pyro.module("sideways", self)
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("columns", 4, dim=-2):
+            pyro.sample("x", dist.Normal(pyro.sample("w", dist.Normal(0.0, 1.0)), 0.1), obs=x.T)
+
+    def guide(self, x):
+        pyro.module("sideways", self)
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("columns", 4, dim=-2):
+            pyro.sample("w", dist.Normal(x.T + self.shift, 0.1))
+
+
+def test_codes_and_what_is_decoded_of_them_are_rows():
+    x = table() / 50 - 2
+    estimator = VAEEstimator(**TINY, make=Sideways).fit(x)
+    codes, shift = estimator.transform(x[:4]), estimator.vae_.shift.detach().numpy().T
+    np.testing.assert_allclose(codes, x[:4] + shift, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(estimator.inverse_transform(codes), codes, rtol=1e-5)
+    np.testing.assert_allclose(estimator.inverse_transform(codes[:3]), codes[:3], rtol=1e-5)
 
 
 def test_what_is_loose_is_said():
