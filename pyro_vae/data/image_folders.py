@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 PIXELS = 2**24  # of one picture: what asks for more of a few bytes is no picture to learn from
 TOTAL = 2**34  # bytes of all of them
 TAKEN = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's modes, and what they are read as
+ORIENTATION = 0x0112  # of EXIF: 1 to 8, from 5 on width and height are exchanged
 REFUSED = {
     "CMYK": "inks (CMYK), which stand for no colour without a profile: convert it to RGB",
     "YCCK": "inks (YCCK), which stand for no colour without a profile: convert it to RGB",
@@ -75,8 +76,15 @@ def pictures_in(path: Path) -> list[Path]:
     return here or below
 
 
-def opened(file: Path) -> Any:
-    """Open a picture by its header alone; refuse what its pixels would not be numbers of.
+class Header(NamedTuple):
+    """A picture's mode, and its width and height as it is seen: a camera may have been held otherwise."""
+
+    mode: str
+    size: tuple[int, int]
+
+
+def opened(file: Path) -> Header:
+    """Read a picture's header alone; refuse what its pixels would not be numbers of.
 
     Raises:
         DataError: names the file.
@@ -90,6 +98,8 @@ def opened(file: Path) -> Any:
         ):
             found = picture.mode, picture.size, getattr(picture, "n_frames", 1), "transparency" in picture.info
             mode, (width, height), frames, transparent = found
+            told = picture.format == "JPEG" or "exif" in picture.info  # else all of a PNG is unpacked to look
+            on_its_side = told and picture.getexif().get(ORIENTATION, 1) >= 5
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{file} asks for far more than {PIXELS:,} pixels, a decompression bomb: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -106,12 +116,12 @@ def opened(file: Path) -> Any:
         raise DataError(
             f"{file} has pixels of more than 8 bits ({mode}): divide them by 256, or save them as one .npy."
         )
-    return picture
+    return Header(mode, (height, width) if on_its_side else (width, height))
 
 
 def pixels(file: Path, first: Path, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Read the pixels of a picture, which is as the first one is."""
-    from PIL import Image
+    """Read the pixels of a picture, the way up that it is seen, which is as the first one is."""
+    from PIL import Image, ImageOps
 
     header = opened(file)
     if header.size != size:
@@ -124,9 +134,14 @@ def pixels(file: Path, first: Path, size: tuple[int, int], mode: str) -> np.ndar
         raise DataError(f"{file} is {kinds[TAKEN[header.mode]]}, and {first.name} is {kinds[mode]}: make them alike.")
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as picture:
-            return np.asarray(picture.convert(mode))
+            found = np.asarray(ImageOps.exif_transpose(picture).convert(mode))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{file} is damaged or truncated ({error}). Leave it out, or write it again.") from error
+    if found.shape[:2] != size[::-1]:
+        raise DataError(
+            f"{file} says only behind its pixels how the camera was held (EXIF): turn it, and write it again."
+        )
+    return found
 
 
 def describe(part: Part, seed: int) -> Iterator[str]:

@@ -35,6 +35,21 @@ def test_rows_are_the_bytes_channels_first(tmp_path, pictures):
     assert data.train.index[0] == f"p{data.train.numbers[0]}.png" and "4 × 5 pixels" in data.notes[0]
 
 
+TURNED = {3: 2, 6: 1, 8: 3}  # EXIF's words for how a camera was held: quarters that pixels are stored turned by
+
+
+@pytest.mark.parametrize("word", TURNED)
+def test_rows_are_as_pictures_are_seen_however_the_camera_was_held(tmp_path, word):
+    (tmp_path / "x").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = word
+    for i, picture in enumerate(GREY):
+        about = {"exif": exif} if i % 2 == 0 else {}  # the next one was held upright
+        held = np.rot90(picture, TURNED[word] if about else 0)
+        Image.fromarray(np.ascontiguousarray(held)).save(tmp_path / "x" / f"p{i}.png", **about)
+    np.testing.assert_array_equal(rows_of(load(tmp_path / "x", verbose=False)), GREY.reshape(6, -1))
+
+
 def test_folders_are_classes(tmp_path):
     for name in ("b", "a"):
         folder_of = tmp_path / "x" / name
