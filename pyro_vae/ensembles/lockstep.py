@@ -11,6 +11,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import DivergedError, ProgramError
@@ -56,7 +57,7 @@ class Lockstep:
             if not self.alive:
                 break
         for member in self.alive:
-            member.training.result.stopped = f"{self.options.epochs} epochs done"
+            member.training.result.stopped = f"{counted(self.options.epochs, 'epoch')} done"
 
     def epoch(self, epoch: int, report: EnsembleReporter) -> None:
         """Make one pass of all members, each in its own order; then measure those that are alive."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
 from .determinism import differing
@@ -53,12 +54,22 @@ def other_rows(problem: Any, few: Any) -> Iterator[Any]:
 
 
 def site_that_moves(few: Any, other: Any, guide: Program) -> str | None:
-    """Name a site of the model whose density is another after the guide ran on other rows; None where it does not run there."""
+    """Name a site of the model whose density is another after the guide ran on other rows.
+
+    None where it does not run there, or where the density is another at each run, whoever has run before.
+    """
+
+    def densities() -> dict[str, Tensor]:
+        with seeded(
+            0, device=few.device
+        ):  # what the model draws beside latents is the same each time (a subsample of units)
+            return of_rows(few, few.model, few.trace(few.model, 1, drawn))
+
     try:
         drawn = few.trace(guide, 1)
-        before = of_rows(few, few.model, few.trace(few.model, 1, drawn))
+        before, again = densities(), densities()
         other.trace(guide, 1)
-        after = of_rows(few, few.model, few.trace(few.model, 1, drawn))
+        after = densities()
     except Exception:  # no data of the programs, or programs of all rows alone
         return None
-    return next(differing(before, after), None)
+    return None if any(differing(before, again)) else next(differing(before, after), None)
