@@ -26,10 +26,13 @@ from . import sharded, trained
 from .launch import launch
 
 CASES = [*trained.CASES, *(trained.HEAVY_CASES if HEAVY else ())]
+pytestmark = pytest.mark.usefixtures(
+    "one_thread"
+)  # as each of several processes has: others add products in another order
 
 
 @pytest.fixture(scope="module")
-def left(tmp_path_factory):
+def left(tmp_path_factory, one_thread):
     """Files of each case, trained by one process and by two (four)."""
     worlds = (2, 4) if HEAVY else (2,)
     folders = {world: tmp_path_factory.mktemp(f"{world}") for world in (1, *worlds)}
