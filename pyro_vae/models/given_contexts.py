@@ -64,9 +64,8 @@ def sites_of_contexts(model: Program, run: Unconditioned, seed: int) -> list[str
 def runs_on_other_rows(run: Callable[[Batch], Unconditioned], args: Batch) -> Iterator[Unconditioned]:
     """Run a model on other values of x, where it runs on them."""
     noise = torch.Generator().manual_seed(OTHER_DRAWS)
-    numbers = (4 * torch.randn(args[0].shape, generator=noise)).to(
-        args[0]
-    )  # no threshold that x is compared with hides it
+    # any numbers, too: no threshold that x is compared with hides it then
+    numbers = (4 * torch.randn(args[0].shape, generator=noise)).to(args[0])
     for rows in (*other_rows(args), (numbers, *args[1:])):
         if not identical(rows[0], args[0]):
             try:

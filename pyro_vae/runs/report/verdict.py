@@ -68,14 +68,9 @@ def judge(facts: RunFacts) -> Verdict:
         word = DO_NOT_USE if share_flagged(s) > HARDLY_ANY else LOOSE
         return Verdict(word, f"{capital(why_loose(s))}; {why_flagged(s)}. It is {so}.", next_of(facts))
     share, rows = share_flagged(s), s["rows"]
-    flagged = (
-        "No row is flagged"
-        if not share
-        else (
-            f"{s['rows_flagged']} of {counted(rows, 'row')} ({format_share(share)}) "
-            f"{'is' if s['rows_flagged'] == 1 else 'are'} flagged"
-        )
-    )
+    are = "is" if s.get("rows_flagged") == 1 else "are"
+    some = f"{s.get('rows_flagged')} of {counted(rows, 'row')} ({format_share(share)}) {are} flagged"
+    flagged = some if share else "No row is flagged"
     how = "the method is exact" if "how" in s else "the weights of its rows have light tails"
     how = "enough chains count in its rows" if "num_chains" in s else how
     why = f"{flagged}: {how}, so the errors beside the number are its errors."
