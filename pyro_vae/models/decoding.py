@@ -16,7 +16,6 @@ from pyro_vae.programs.at_means import where_kept
 from pyro_vae.programs.determinism import first_other, identical
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.one_measure import NO_DENSITY, UNNORMALISED, without_density
-from pyro_vae.programs.plates import data_plate
 from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import Program, Site, is_auxiliary, latent_sites, sample_sites
 from pyro_vae.programs.support import MASK
@@ -106,11 +105,13 @@ def as_drawn(values: Mapping[str, Tensor], sites: Sites) -> dict[str, Tensor]:
 
 
 def row_plate(sites: Sites) -> str:
-    """Name the plate of the rows."""
-    try:
-        return data_plate({name: site for name, site in sites.items() if frames_of(site)}).name
-    except ProgramError:  # other sites stand in plates of their own
+    """Name the plate of the rows: around each site that stands in several, "data", or the one around the most sites."""
+    plates = [set(frames_of(site)) for site in sites.values()]
+    nested = [names for names in plates if len(names) > 1]
+    around = set.intersection(*nested) if nested else set()
+    if "data" in around or not around:
         return "data"
+    return max(sorted(around), key=lambda name: sum(name in names for names in plates))
 
 
 def place_of_rows(site: Site, plate: str, value: Tensor) -> int:

@@ -232,19 +232,26 @@ def test_draws_of_reconstructions_are_x_given_draws_of_the_guide(name):
                 assert torch.equal(values[k], plain.nodes[site]["value"])
 
 
-@pytest.mark.parametrize("count", [3, 5], ids=["square", "more rows"])
-def test_rows_come_first_where_another_plate_stands_left_of_them(count):
+@pytest.mark.parametrize(("count", "plate"), [(3, "data"), (5, "data"), (3, "rows")])
+def test_rows_come_first_where_another_plate_stands_left_of_them(count, plate):
     """Values ``(units, N)`` of the programs; of as many units as rows they were transposed without a word."""
 
     def model(x):
-        with pyro.plate("data", len(x), dim=-1):
+        centres(x)
+        with pyro.plate(plate, len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             with pyro.plate("units", 3, dim=-2):
                 w = pyro.sample("w", dist.Normal(0.0, 1.0))
                 pyro.sample("x", dist.Normal(w + z[..., 0], 0.1), obs=x.T)
 
+    def centres(x):  # of all rows, in a plate of their own
+        with pyro.plate("centres", 2):
+            for name in "abcd" if plate == "rows" else "":
+                pyro.sample(name, dist.Normal(0.0, 1.0))
+
     def guide(x):
-        with pyro.plate("data", len(x), dim=-1):
+        centres(x)
+        with pyro.plate(plate, len(x), dim=-1):
             pyro.sample("z", dist.Normal(x[:, :2], 0.1).to_event(1))
             with pyro.plate("units", 3, dim=-2):
                 pyro.sample("w", dist.Normal(x.T, 0.1))
