@@ -15,6 +15,15 @@ from pyro_vae.errors import ShapeError
 
 from .arrays import convert, integer_dtype, is_items, real_array
 
+PLAIN = (
+    int,
+    float,
+    str,
+    type(None),
+    torch.dtype,
+    torch.device,
+)  # as most arguments are; of a Mapping it is slow to ask
+
 
 def tensors_in(argument: Any) -> Iterator[Tensor]:
     """Yield the tensors of an argument, through dicts, lists and tuples.
@@ -25,8 +34,11 @@ def tensors_in(argument: Any) -> Iterator[Tensor]:
     """
     if isinstance(argument, Tensor):
         yield argument
-    elif isinstance(argument, Mapping | list | tuple):
-        for part in argument.values() if isinstance(argument, Mapping) else argument:
+    elif isinstance(argument, list | tuple):
+        for part in argument:
+            yield from tensors_in(part)
+    elif not isinstance(argument, PLAIN) and isinstance(argument, Mapping):
+        for part in argument.values():
             yield from tensors_in(part)
 
 

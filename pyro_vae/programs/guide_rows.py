@@ -11,7 +11,7 @@ from pyro_vae.data.lazy_rows import LazyRows
 
 from .plates import Plates, data_plate
 from .problem import Problem
-from .row_coupling import LOOP, tell_of_guide, why_guide_reads_rows
+from .row_coupling import LOOP, among_rows, tell_of_guide, why_guide_reads_rows
 from .site_rows import frames_of
 from .sites import Program, Site, sample_sites
 from .vectorize_probe import undisturbed
@@ -44,7 +44,7 @@ def why_guide_alone_reads_rows(guide: Program, args: tuple[Any, ...]) -> str:
         with undisturbed(problem):
             plates = plates_of_guide(sample_sites(poutine.trace(latents_alone).get_trace(*args)))
             problem = Problem(latents_alone, latents_alone, args, plates, vectorizing=LOOP)
-            return why_guide_reads_rows(problem)
+            return why_guide_reads_rows(among_rows(problem, latents_alone))
     except Exception:  # no plate of rows: there is nothing to look at
         return ""
 

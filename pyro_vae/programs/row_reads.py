@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, Self
 
 from torch import Tensor
@@ -88,9 +89,8 @@ class RowReads(TorchFunctionMode):
     def operate(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one of torch's operators, and follow what it returns and writes to."""
         out, name = func(*args, **kwargs), func.overloadpacket.__name__
-        taken = [(a.name, a.alias_info) for a in schema(func).arguments]
-        changed = {name for name, alias in taken if alias is not None and alias.is_write}
-        values = dict(zip([name for name, _ in taken], args, strict=False)) | kwargs
+        names, changed = arguments_of(func)
+        values = dict(zip(names, args, strict=False)) | kwargs if changed else {}
         if self.follow(name, args, kwargs, out, [values[name] for name in changed if name in values]):
             self.operators.add(name)
         return out
@@ -109,6 +109,13 @@ class RowReads(TorchFunctionMode):
 
     def reads(self, *values: Any) -> bool:
         return any(memory_of(t) in self.memory for t in with_values(values))
+
+
+@cache
+def arguments_of(operator: Any) -> tuple[list[str], list[str]]:
+    """Return the names of what an operator takes, and of what it writes to."""
+    taken = schema(operator).arguments
+    return [a.name for a in taken], [a.name for a in taken if a.alias_info is not None and a.alias_info.is_write]
 
 
 def with_values(values: Any) -> Iterator[Tensor]:

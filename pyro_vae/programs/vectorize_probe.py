@@ -31,6 +31,7 @@ from .proposal_guide import RefusedGuide, as_written
 from .row_coupling import (
     LOOP,
     Scores,
+    among_rows,
     has_rows,
     in_rows,
     of_rows,
@@ -77,10 +78,9 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
                 found = probe(problem.few(ROWS) if any_lazy(*problem.args) else problem)
             except NotImplementedError:  # a prior that cannot be drawn from, for a guide that is never run
                 return LOOP
-        refusal = found.refusal or (
-            why_rows_are_coupled(problem, drawing(problem)) if few else why_model_is_coupled(problem)
-        )
-        reads = "" if refusal or not few or drawing(problem) is problem.model else why_guide_reads_rows(problem)
+        among = among_rows(problem, drawing(problem)) if few and not found.refusal else None
+        refusal = found.refusal or (why_rows_are_coupled(among) if few else why_model_is_coupled(problem))
+        reads = "" if refusal or drawing(problem) is problem.model else why_guide_reads_rows(among)
     if refusal is not None:
         raise ProgramError(refusal)
     found = replace(found, vectorizing=replace(found.vectorizing, guide_reads=reads))
@@ -97,7 +97,7 @@ def why_model_is_coupled(problem: Any) -> str | None:
     """
     alone = replace(problem, guide=RefusedGuide(problem.guide, ProgramError("the model is run alone"), False))
     few = probe_few_rows(alone)
-    if few is not None and (refusal := few.refusal or why_rows_are_coupled(alone, alone.model)):
+    if few is not None and (refusal := few.refusal or why_rows_are_coupled(among_rows(alone, alone.model))):
         return refusal
     if refusal := why_not_as_among_copies(problem, drawing(problem)):
         return refusal
