@@ -20,7 +20,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def objects():
     """Count what the garbage collector knows, by class."""
     gc.collect()
-    return Counter(f"{type(o).__module__}.{type(o).__qualname__}" for o in gc.get_objects())
+    counts: Counter[str] = Counter()
+    for kind, n in Counter(map(type, gc.get_objects())).items():
+        counts[f"{kind.__module__}.{kind.__qualname__}"] += n
+    return counts
 
 
 def held():

@@ -20,13 +20,20 @@ from tests.helpers.growth import grown, held, objects, resident
 from tests.helpers.small import binary, small_vae
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(7200 if HEAVY else 600)]
-FITS, STEPS = (2000, 5000) if HEAVY else (6, 40)
+FITS, STEPS = (2000, 5000) if HEAVY else (4, 32)
 SAMPLES = "rich.progress.ProgressSample"  # of a progress bar, a thousand at most
 LAST = (
     "torch._dynamo.utils.CompilationMetrics",
     "builtins.dict",
 )  # torch keeps those of 64 compilations, a dict in each
 X = binary(20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def counted_from_here():
+    """What other files' tests left in this process is not counted again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
