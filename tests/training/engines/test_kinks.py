@@ -9,12 +9,17 @@ from pyro_vae import binarize
 from pyro_vae import fit as fit_
 from pyro_vae.training.engines.traced import TracedEngine
 from pyro_vae.training.engines.verify import is_kink, parts_of_rows
+from tests.helpers.environment import HEAVY
 from tests.helpers.small import small_vae
 from tests.helpers.whole_steps import grey
 
 pytestmark = pytest.mark.usefixtures("examined")
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
 EACH, ONE, LOSS = "each row's gradient", "one row's gradient", "one row's loss"
+
+ALL = [(ONE, True), (LOSS, False), (EACH, False)]  # and whether the graph stays
+KINDS = {"trace": ALL[::2], "graph": ALL[:2], "single": ALL[::2], "shards": ALL[:2]}  # of each way one that stays
+KINDS = dict.fromkeys(KINDS, ALL) if HEAVY else KINDS
 
 
 def with_kinks():
@@ -50,8 +55,7 @@ def kinks(monkeypatch):
     assert any(met)
 
 
-@pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
-@pytest.mark.parametrize("engine", ["trace", "graph"])
+@pytest.mark.parametrize(("engine", "what", "stays"), [(e, *kind) for e in ("trace", "graph") for kind in KINDS[e]])
 def test_a_graph_stays_where_rows_alone_differ(engine, what, stays, on_device, kinks):
     x = with_kinks()
     if engine == "graph":
@@ -61,7 +65,7 @@ def test_a_graph_stays_where_rows_alone_differ(engine, what, stays, on_device, k
     assert refused != stays, run.engine
 
 
-@pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
+@pytest.mark.parametrize(("what", "stays"), KINDS["single"])
 def test_so_it_does_in_single_steps(what, stays, kinks):
     """Under an optimizer that no whole step holds."""
     sgd = partial(torch.optim.SGD, lr=1e-3)
@@ -82,7 +86,7 @@ def test_the_run_is_the_one_without_kinks(on_device, kinks):
     assert all(map(torch.equal, *weights))
 
 
-@pytest.mark.parametrize(("what", "stays"), [(ONE, True), (LOSS, False), (EACH, False)])
+@pytest.mark.parametrize(("what", "stays"), KINDS["shards"])
 def test_so_it_does_in_shards(what, stays, kinks):
     """All of which one graph goes on to compute: its bits are those of the graph of one, kink or not."""
     weights, told = [], []

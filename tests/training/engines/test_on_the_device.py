@@ -10,6 +10,7 @@ from pyro.infer import Trace_ELBO
 from pyro_vae import Bound, Checkpointer, adam, binarize, cosine, fit, fit_ensemble, iwae, log_likelihood, warmup
 from pyro_vae.training.engines.recorded_steps import STEPS
 from tests.ensembles.test_as_alone import SEEDS, alone, assert_same
+from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary, small_vae
 
 
@@ -76,7 +77,10 @@ def uncut(engine, device):
     return steps, x, *trained(engine, x, **RESUMED)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.8], ids=["in the first epoch", "between two", "in the second"])
+SHARES = {"in the first epoch": 0.3, "between two": 0.5} | ({"in the second": 0.8} if HEAVY else {})
+
+
+@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES)
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(share, engine, device, tmp_path, monkeypatch):
     with deterministic(device, monkeypatch):
         steps, x, whole, run = uncut(engine, device)

@@ -61,18 +61,21 @@ MLP8 = partial(MLP, hidden=(8,))
 
 OBJECTIVES = {
     "Trace_ELBO": Trace_ELBO,
-    "4 particles": lambda: Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
     "TraceMeanField_ELBO": TraceMeanField_ELBO,
     "iwae": lambda: Bound(iwae, 3),
-    "iwae one by one": lambda: Bound(iwae, 2, vectorize_particles=False),
-    "piwae": lambda: Bound(piwae, 2, num_groups=2),
     "dreg": lambda: Bound(iwae, 3, estimator=dreg),
     "rws": lambda: Bound(iwae, 3, estimator=rws),
     "vimco": lambda: Bound(iwae, 3, estimator=vimco),
     "analytic_kl": lambda: Bound(elbo, estimator=analytic_kl()),
 }
-if HEAVY:  # whose numbers move below
-    OBJECTIVES |= {"elbo": Bound, "free bits": lambda: Bound(elbo, terms=[free_bits(0.2)])}
+if HEAVY:  # the last two have numbers that move below; the others take the ways of those above
+    OBJECTIVES |= {
+        "4 particles": lambda: Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+        "iwae one by one": lambda: Bound(iwae, 2, vectorize_particles=False),
+        "piwae": lambda: Bound(piwae, 2, num_groups=2),
+        "elbo": Bound,
+        "free bits": lambda: Bound(elbo, terms=[free_bits(0.2)]),
+    }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -170,7 +173,7 @@ def annealed(objective, beta):
         (lambda b: Bound(), lambda: Beta(4.0, warmup(constant, 0.6))),
         (lambda b: Trace_ELBO(), lambda: Beta(1.0, warmup(constant, 0.6))),
         (lambda b: Bound(iwae, 3, estimator=dreg), lambda: Beta(2.0, lambda done: 1 - done)),
-        (lambda b: Bound(iwae, 3, estimator=gdreg), lambda: Beta(2.0, lambda done: 1 - done)),
+        *([(lambda b: Bound(iwae, 3, estimator=gdreg), lambda: Beta(2.0, lambda done: 1 - done))] if HEAVY else []),
         (lambda b: Bound(elbo, terms=[free_bits(0.1)]), lambda: Beta(2.0, lambda done: 1 - done)),
         (lambda c: Bound(elbo, terms=[c]), lambda: capacity(2.0, 5.0, lambda done: done)),
     ],
