@@ -25,6 +25,7 @@ from pyro_vae.runs.report.page import evaluations_of
 from pyro_vae.runs.report.words import evaluation_command
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import Curve
+from tests.helpers import pilots
 from tests.helpers.children import Child
 from tests.helpers.command_line import quiet_command, small
 from tests.helpers.data import few_digits
@@ -181,8 +182,10 @@ def test_annealing_refuses_what_it_does_not_take(run, option, capsys):
     assert f"leave {option[0]} out" in capsys.readouterr().err
 
 
-def test_chains_are_annealed_in_chunks_of_the_size_that_is_asked_for(run, capsys):
+def test_chains_are_annealed_in_chunks_of_the_size_that_is_asked_for(run, capsys, monkeypatch):
     """As many (row, chain) pairs as are said, each part with noise of its own, and the evidence and its report say so."""
+    monkeypatch.setattr(pilots, "FIRST", 2)  # what is tuned is the same for both, and most of the time
+    monkeypatch.setattr(pilots, "TOTAL", 6)
     opened = load_run(run)
     x = open_data(opened).test.x[:1]
     options = ["--rows", "1", "--method", "annealing", "--num-temperatures", "3", "--num-chains", "3", "--chunk-size"]
