@@ -97,7 +97,7 @@ def test_a_model_below_the_floor_says_so_and_one_above_does_not(train, wine, tmp
     assert told["cleared_by"] < 0 and "nats a row below the floor (independent normal elements" in believed
     assert "±" in believed and "±" not in loose
     assert "lies at most" in loose and "a row (loose: 100 % of rows flagged) below the floor" in loose
-    fitting = ["--epochs", "25", "--hidden", "32", "--learning-rate", "0.01", "--num-samples", "200"]
+    fitting = ["--epochs", "60", "--hidden", "32", "--learning-rate", "0.003", "--num-samples", "200"]
     assert train("units", "--data", wine, "--batch-size", "32", "--label", "y", *fitting) == 0
     assert "warning" not in capsys.readouterr().err
     assert folder.read_json(tmp_path / "units" / "evidence.json")["floor"]["cleared_by"] > 0
