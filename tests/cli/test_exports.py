@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from pyro_vae.cli.main import main
+from tests.helpers.command_line import small
+from tests.helpers.data import few_digits
+from tests.helpers.floors import short_floors
+from tests.helpers.pictures import without_figures, without_rendering
 
 ROWS = 40
 ORDER = np.random.default_rng(0).permutation(ROWS)[-4:]  # the test rows
@@ -13,17 +17,28 @@ X = np.random.default_rng(1).normal(size=(ROWS, 3))
 GAPS = np.random.default_rng(2).random((ROWS, 3)) < 0.4
 
 
-@pytest.fixture
-def run(train, tmp_path):
-    """Trained on a table with an index, a label and gaps."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Trained once on a table with an index, a label and gaps; `run` is a copy."""
+    folder = tmp_path_factory.mktemp("table")
     lines = [
         ",".join([f"r{i}", *("" if gap else repr(float(v)) for v, gap in zip(X[i], GAPS[i], strict=True)), f"c{i % 2}"])
         for i in range(ROWS)
     ]
-    (tmp_path / "t.csv").write_text("\n".join(["id,a,b,c,kind", *lines, ""]))
+    (folder / "t.csv").write_text("\n".join(["id,a,b,c,kind", *lines, ""]))
     options = ["--missing", "--index", "id", "--label", "kind", "--batch-size", "8", "--likelihood", "normal"]
-    assert train("run", "--data", str(tmp_path / "t.csv"), *options) == 0
-    return tmp_path / "run"
+    options = [
+        "train",
+        "--run",
+        str(folder / "run"),
+        *small("--data", str(folder / "t.csv"), "--epochs", "1", *options),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        short_floors(patch)
+        without_figures(patch)
+        without_rendering(patch)
+        assert main(options) == 0
+    return folder / "run"
 
 
 def table(path):
@@ -69,7 +84,8 @@ def test_other_splits_are_other_rows(run, tmp_path):
     check_places(table(tmp_path / "t.csv"), np.random.default_rng(0).permutation(ROWS)[:5])
 
 
-def test_nothing_missing_is_nothing_to_impute(train, tmp_path, capsys):
+def test_nothing_missing_is_nothing_to_impute(train, tmp_path, capsys, monkeypatch):
+    few_digits(monkeypatch)
     assert train("whole", "--data", "digits") == 0
     assert main(["impute", str(tmp_path / "whole"), "--rows", "3"]) == 2
     assert "no value of the 3 rows is missing" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from pyro_vae.errors import RunFolderError
 from pyro_vae.runs import folder
 from pyro_vae.runs.load import load_run
 from tests.helpers.children import printed_by
+from tests.helpers.data import few_digits
 
 SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
 
@@ -64,7 +65,7 @@ def test_a_runs_own_config_trains_the_same_weights_again(run, tmp_path, device):
 
 
 def test_another_seed_trains_other_weights(run, tmp_path, train):
-    assert train("b", "--seed", "1") == 0
+    assert train("b", "--seed", "1", "--epochs", "2") == 0
     a, b = (load_file(path / "model.safetensors") for path in (run, tmp_path / "b"))
     assert not any(torch.equal(a[k], b[k]) for k in a if "units" not in k)  # which are those of the data
 
@@ -115,7 +116,8 @@ def test_rows_that_are_not_there_are_refused(run, command, rows, capsys):
     assert "rows" in capsys.readouterr().err and not list(run.glob("*.npy"))
 
 
-def test_an_existing_run_is_refused_unless_overwritten(run, train, capsys):
+def test_an_existing_run_is_refused_unless_overwritten(run, train, capsys, monkeypatch):
+    few_digits(monkeypatch)
     before = (run / "model.safetensors").read_bytes()
     assert train("run", "--seed", "1") == 4
     assert "--overwrite" in capsys.readouterr().err

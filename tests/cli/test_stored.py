@@ -30,7 +30,7 @@ def test_shards_are_trained_on_resumed_and_scored_anew(tmp_path, monkeypatch, ca
     assert "not counted: labels/, rows.csv" in capsys.readouterr().err
     assert main(["manifest", str(folder), "--check"]) == 0
     assert "900 rows in 5 files" in capsys.readouterr().out
-    options = small("--data", str(folder), "--memory", "10 kB", "--batch-size", "64")
+    options = small("--data", str(folder), "--memory", "10 kB", "--batch-size", "64", "--epochs", "1")
     assert main(["train", "--run", str(run), *options]) == 0
     assert "on disk" in capsys.readouterr().err
     record = json.loads((run / "config.json").read_text())
@@ -86,7 +86,12 @@ def test_rows_of_a_zarr_array_are_counted_by_whoever_trains_on_it(tmp_path, caps
     path, run = tmp_path / "x.zarr", tmp_path / "run"
     array = zarr.create_array(str(path), shape=X.shape, chunks=(64, 6), dtype="f4")
     array[:640] = X[:640]
-    train = ["train", "--run", str(run), *small("--data", str(path), "--memory", "10 kB", "--batch-size", "64")]
+    train = [
+        "train",
+        "--run",
+        str(run),
+        *small("--data", str(path), "--memory", "10 kB", "--batch-size", "64", "--epochs", "1"),
+    ]
     for more, code, said in (
         ([], 3, "in a shell --num-rows N, of train"),
         (["--num-rows", "901"], 3, "num_rows=901 are more"),

@@ -1,6 +1,10 @@
 """Tables of one's own on the command line: what is said of them, how they train, and which rows a number is of."""
 
+import contextlib
 import csv
+import io
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +15,36 @@ from pyro_vae.cli.main import main
 from pyro_vae.data import Column
 from pyro_vae.runs import folder
 from pyro_vae.runs.marginal_baseline import below_floor
+from tests.helpers.command_line import small
+from tests.helpers.floors import short_floors
+from tests.helpers.pictures import without_figures, without_rendering
 
 WINE = load_wine()
 
 
-@pytest.fixture
-def wine(tmp_path):
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory):
     """As ``DataFrame.to_csv`` writes it, with its index, and y."""
+    file = tmp_path_factory.mktemp("table") / "wine.csv"
     names = [",".join(["", *WINE.feature_names, "y"])]
     rows = [
         ",".join(map(str, [f"w{i}", *row.tolist(), y]))
         for i, (row, y) in enumerate(zip(WINE.data, WINE.target, strict=True))
     ]
-    (tmp_path / "wine.csv").write_text("\n".join([*names, *rows, ""]))
-    return str(tmp_path / "wine.csv")
+    file.write_text("\n".join([*names, *rows, ""]))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def of_wine(wine, tmp_path_factory):
+    """A run on it, trained once, and what was said of it."""
+    folder, said = tmp_path_factory.mktemp("of_wine") / "run", io.StringIO()
+    options = small("--data", wine, "--batch-size", "32", "--label", "y", "--epochs", "1")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        without_figures(patch)
+        without_rendering(patch)
+        assert main(["train", "--run", str(folder), *options]) == 0
+    return folder, said.getvalue()
 
 
 def table(path):
@@ -42,19 +62,17 @@ def test_cells_are_written_as_their_table_has_them(tmp_path):
     assert means == "row,visits,mass,ill (mean of codes)\n0,5.0,2.0,1.0\n1,,0.5,0.0\n"
 
 
-def test_a_load_says_what_it_read(train, wine, tmp_path, capsys):
-    assert train("run", "--data", wine, "--batch-size", "32", "--label", "y") == 0
-    said = capsys.readouterr().err
+def test_a_load_says_what_it_read(of_wine):
+    run, said = of_wine
     assert "note: 178 rows × 13 columns; header: alcohol, malic_acid" in said and "labels: column 14 ('y')" in said
     assert "column 0 ('') names each row: it names the rows, and is no part of x (--index none keeps it)" in said
     assert "likelihood auto: normal" in said and "networks see x in standard units" in said
-    config = folder.read_config(tmp_path / "run")["config"]
+    config = folder.read_config(run)["config"]
     assert (config["label"], config["standardize"], config["normalize"]) == ("y", True, False)
 
 
-def test_exports_say_which_rows_of_the_file_they_are(train, wine, tmp_path):
-    assert train("run", "--data", wine, "--batch-size", "32", "--label", "y") == 0
-    run = tmp_path / "run"
+def test_exports_say_which_rows_of_the_file_they_are(of_wine, tmp_path):
+    run = Path(shutil.copytree(of_wine[0], tmp_path / "run"))
     assert main(["encode", str(run)]) == 0 and main(["reconstruct", str(run), "--rows", "5"]) == 0
     rows = table(run / "evidence.csv")
     order = np.random.default_rng(0).permutation(178)
@@ -86,7 +104,7 @@ def test_a_model_below_the_floor_says_so_and_one_above_does_not(train, wine, tmp
 
 
 @pytest.mark.parametrize("kind", ["bytes", "colours", "a csv"])
-def test_bytes_are_counts_under_auto(train, tmp_path, capsys, kind):
+def test_bytes_are_counts_under_auto(train, tmp_path, capsys, kind, whole_floors, monkeypatch):
     draw = np.random.default_rng(0)
     level = draw.integers(0, 256, (200, 1))
     x = np.clip(level + draw.normal(0, 9, (200, 12)), 0, 255).astype(np.uint8)
@@ -96,7 +114,9 @@ def test_bytes_are_counts_under_auto(train, tmp_path, capsys, kind):
     else:
         np.save(path, x.reshape(200, 3, 2, 2) if kind == "colours" else x)
     enough = kind == "bytes"  # training to be better than the floor: the others are the same rows
-    more = ["--epochs", "40" if enough else "1", "--hidden", "32", "--batch-size", "20", "--learning-rate", "0.005"]
+    if not enough:
+        short_floors(monkeypatch)
+    more = ["--epochs", "20" if enough else "1", "--hidden", "32", "--batch-size", "20", "--learning-rate", "0.01"]
     assert train("run", "--data", str(path), *more) == 0
     said, evidence = capsys.readouterr(), folder.read_json(tmp_path / "run" / "evidence.json")
     assert "likelihood auto: discretized_logistic, as x holds whole numbers 0 to 255" in said.err

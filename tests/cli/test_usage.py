@@ -8,13 +8,13 @@ import torch
 
 from pyro_vae.cli.main import app, main, read_keys
 from pyro_vae.errors import UsageError
-from pyro_vae.runs import folder, marginal_baseline
+from pyro_vae.runs import folder
 from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.config import Config
 from tests.helpers.data import few_digits
 from tests.helpers.environment import HEAVY
 
-SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
+FEW = ["--num-samples", "2"]  # of runs whose log p(x) is not looked at
 ONE_HOT = ["--prior", "one_hot", "--posterior", "one_hot_categorical"]
 
 
@@ -69,7 +69,8 @@ def test_cuda_without_cuda_is_an_error(capsys, tmp_path):
     assert "no CUDA" in capsys.readouterr().err
 
 
-def test_config_files(train, tmp_path, capsys):
+def test_config_files(train, tmp_path, capsys, monkeypatch):
+    few_digits(monkeypatch)
     file = tmp_path / "c.json"
     file.write_text('{"latent_dm": 3}')
     assert train("run", "--config", str(file)) == 2
@@ -78,7 +79,7 @@ def test_config_files(train, tmp_path, capsys):
     assert train("run", "--config", str(file)) == 2
     assert "whole number" in capsys.readouterr().err
     file.write_text('{"latent_dim": 3, "epochs": 1, "objective": "iwae", "objective_options": {"particles": 2}}')
-    assert main(["train", "--config", str(file), "--run", str(tmp_path / "run"), "--hidden", "8"]) == 0
+    assert main(["train", "--config", str(file), "--run", str(tmp_path / "run"), "--hidden", "8", *FEW]) == 0
     config = folder.read_config(tmp_path / "run")["config"]
     assert (config["latent_dim"], config["objective"], config["hidden"]) == (3, "iwae", [8])
     assert app.config == ()  # other commands in this process have defaults of their own
@@ -113,6 +114,7 @@ def test_config_round_trip_and_refusals():
 
 
 def test_demo_replaces_only_a_demo(run, capsys, monkeypatch):
+    few_digits(monkeypatch)
     monkeypatch.setattr("pyro_vae.cli.commands.DEMO", Config(epochs=1, hidden=(8,), latent_dim=2, batch_size=512))
     few = partial(bracket_run, num_temperatures=5, num_chains=4)
     monkeypatch.setattr("pyro_vae.cli.commands.bracket_run", few)
@@ -141,7 +143,6 @@ def test_help_names_every_command(capsys):
     ids=lambda options: " ".join(options[:4]),
 )
 def test_named_parts_train_and_come_back_from_the_folder(train, tmp_path, device, options, monkeypatch):
-    monkeypatch.setattr(marginal_baseline, "fit_marginal", partial(marginal_baseline.fit_marginal, steps=30))
     few_digits(monkeypatch)
     assert train("run", "--latent-dim", "3", *options) == 0
     first = folder.read_json(tmp_path / "run" / "evidence.json")
@@ -151,16 +152,25 @@ def test_named_parts_train_and_come_back_from_the_folder(train, tmp_path, device
     assert config["prior"] == options[1] or config["posterior"] == options[1]
     if "maf" not in options:  # it has options of every kind
         return
-    again = ["train", "--config", str(tmp_path / "run" / "config.json"), "--run", str(tmp_path / "b"), "--epochs", "1"]
-    assert main([*again, "--num-samples", "2", "--device", str(device)]) == 0
-    assert folder.read_config(tmp_path / "b")["config"] == config | {"epochs": 1}
+    again = [
+        "train",
+        "--config",
+        str(tmp_path / "run" / "config.json"),
+        "--run",
+        str(tmp_path / "b"),
+        "--patience",
+        "4",
+    ]
+    assert main([*again, *FEW, "--device", str(device)]) == 0
+    assert folder.read_config(tmp_path / "b")["config"] == config | {"patience": 4}
 
 
-def test_flags_override_single_options_of_a_config_file(run, tmp_path, device):
+def test_flags_override_single_options_of_a_config_file(tmp_path, device, monkeypatch):
+    few_digits(monkeypatch)
     file = tmp_path / "c.json"
     file.write_text('{"prior": "flow", "prior_options": {"kind": "maf", "transforms": 1, "hidden": [4]}, "epochs": 1}')
     given = ["train", "--config", str(file), "--run", str(tmp_path / "f"), "--prior.transforms", "2", "--hidden", "8"]
-    assert main([*given, "--latent-dim", "2", "--num-samples", "2", "--device", str(device)]) == 0
+    assert main([*given, "--latent-dim", "2", *FEW, "--device", str(device)]) == 0
     made = folder.read_config(tmp_path / "f")["config"]["prior_options"]
     assert made == {"kind": "maf", "transforms": 2, "hidden": [4]}
 

@@ -18,6 +18,7 @@ from pyro_vae.ensembles.fused_step import FusedStep
 from pyro_vae.ensembles.lockstep import Lockstep
 from pyro_vae.training.engines import noise_outside
 from tests.ensembles.programs import MAKERS, D, vae
+from tests.helpers.environment import HEAVY
 from tests.helpers.recording import Again
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,24 +57,52 @@ def assert_same(ensemble, lone):
         assert (result.best_epoch, result.stopped) == (expected.best_epoch, expected.stopped)
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "gamma"])
-def test_each_kind_of_step_is_that_of_the_lone_run(name):
-    """Two epochs of 10, 10 and 5 rows: the short last batch, too."""
-    x, options = rows(), {"epochs": 2, "batch_size": 10}
-    ensemble = fit_ensemble(MAKERS[name], x, seeds=SEEDS, engine="trace", verbose=False, **options)
+SHORT = {"epochs": 2, "batch_size": 10}  # of 10, 10 and 5 rows: the short last batch, too
+
+
+def record_fused_steps(patch):
+    """Return a list of the fused steps that trainings make from now on, None where one makes none."""
+    made = []
+    patch.setattr(FusedStep, "of", classmethod(lambda cls, *a, of=FusedStep.of: made.append(of(*a)) or made[-1]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """VAEs of dense layers as one graph, and the fused steps that were made: trained once, only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = record_fused_steps(patch)
+        return fit_ensemble(vae, rows(), seeds=SEEDS, engine="trace", verbose=False, **SHORT), made
+
+
+@pytest.fixture(scope="module")
+def lone():
+    """The same, each by itself."""
+    return [alone(vae, seed, rows(), **SHORT) for seed in SEEDS]
+
+
+def test_a_step_of_all_is_that_of_the_lone_run(plain, lone):
+    ensemble, _ = plain
     assert "2 members as one graph" in ensemble.results[0].engine
-    assert_same(ensemble, [alone(MAKERS[name], seed, x, **options) for seed in SEEDS])
+    assert_same(ensemble, lone)
 
 
-def test_without_torchs_kernel_adam_is_in_the_graph(monkeypatch):
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("vae", "gamma")])
+def test_each_kind_of_step_is_that_of_the_lone_run(name):
+    x = rows()
+    ensemble = fit_ensemble(MAKERS[name], x, seeds=SEEDS, engine="trace", verbose=False, **SHORT)
+    assert "2 members as one graph" in ensemble.results[0].engine
+    assert_same(ensemble, [alone(MAKERS[name], seed, x, **SHORT) for seed in SEEDS])
+
+
+def test_without_torchs_kernel_adam_is_in_the_graph(monkeypatch, plain):
     """The same numbers, of operations in the place of the fused kernel; with it, that is what was made."""
-    x, options, made = rows(), {"epochs": 2, "batch_size": 10}, []
-    monkeypatch.setattr(FusedStep, "of", classmethod(lambda cls, *a, of=FusedStep.of: made.append(of(*a)) or made[-1]))
-    fused = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    fused, made = plain
     assert (made[0] is not None) == torch_private.kernel_works()
+    made = record_fused_steps(monkeypatch)
     monkeypatch.setattr(torch_private, "kernel_works", lambda: False)
-    plain = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
-    assert made[1] is None
+    plain = fit_ensemble(vae, rows(), seeds=SEEDS, engine="trace", verbose=False, **SHORT)
+    assert made == [None]
     for one, other in zip(fused, plain, strict=True):
         for ours, theirs in zip(tensors(one), tensors(other), strict=True):
             torch.testing.assert_close(ours, theirs, **CLOSE)
@@ -159,8 +188,8 @@ def test_patience_stops_each_member_by_itself():
 
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 def test_a_compiled_step_of_all_is_that_of_each():
-    x, options = rows(), {"epochs": 2, "batch_size": 10}
-    optimizers = [adam(1e-3), adam(1e-2, (0.8, 0.99))]
+    x = rows() if HEAVY else rows(20)  # a short last batch is a second graph to compile
+    options, optimizers = {"epochs": 2, "batch_size": 10}, [adam(1e-3), adam(1e-2, (0.8, 0.99))]
     ensemble = fit_ensemble(vae, x, seeds=SEEDS, optimizer=optimizers, engine="compile", verbose=False, **options)
     assert "compiled in" in ensemble.results[0].engine
     lone = [alone(vae, s, x, optimizer=o, **options) for s, o in zip(SEEDS, optimizers, strict=True)]
@@ -186,7 +215,7 @@ def test_nothing_outside_is_changed():
     assert all(m.training for member in ensemble for m in member.modules())  # as they were made
 
 
-def test_a_wrong_noise_would_be_seen(monkeypatch):
+def test_a_wrong_noise_would_be_seen(monkeypatch, lone):
     """The comparison above has teeth: one more draw a step, and no member is its lone run."""
     step = Lockstep.step
 
@@ -195,10 +224,9 @@ def test_a_wrong_noise_would_be_seen(monkeypatch):
         step(self, row, batch, noise, checked)
 
     monkeypatch.setattr(Lockstep, "step", shifted)
-    x, options = rows(), {"epochs": 2, "batch_size": 10}
-    ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    ensemble = fit_ensemble(vae, rows(), seeds=SEEDS, engine="trace", verbose=False, **SHORT)
     with pytest.raises(AssertionError):
-        assert_same(ensemble, [alone(vae, seed, x, **options) for seed in SEEDS])
+        assert_same(ensemble, lone)
 
 
 class Stale(Again):

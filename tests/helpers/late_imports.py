@@ -4,6 +4,7 @@ Imports nothing itself: a child comes here to find what it is to run.
 """
 
 import sys
+import warnings
 
 
 def scikit_learn_comes_with_the_estimator():
@@ -22,3 +23,24 @@ def pictures_leave_pyplot_alone():
     assert "matplotlib.figure" not in sys.modules
     latents.latent_map(numpy.eye(2), None)
     assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules
+
+
+def zuko_comes_with_the_first_flow():
+    import pyro
+    import torch
+
+    import pyro_vae.posteriors
+    import pyro_vae.priors
+
+    warnings.simplefilter("error")
+    assert "zuko" not in sys.modules
+    before, base = pyro.settings.get(), torch.distributions.Distribution
+    assert base._validate_args is True
+    pyro_vae.priors.FlowPrior(2)
+    assert "zuko" in sys.modules
+    assert base._validate_args is True and pyro.settings.get() == before
+    try:
+        torch.distributions.Normal(0.0, -1.0)
+    except ValueError:
+        return
+    raise AssertionError("torch no longer validates")

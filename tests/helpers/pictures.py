@@ -24,6 +24,11 @@ def without_rendering(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_run, "CURVE_SAMPLES", CURVE_SAMPLES)
 
 
+def without_figures(patch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures and the report of a training, which take a quarter of a short one even where none is rendered."""
+    patch.setattr(train_run, "draw_figures", lambda *_: None)
+
+
 def with_rendering(patch: pytest.MonkeyPatch) -> None:
     """Take that back, for a test of a file whose others go without."""
     patch.setattr(figures, "png", PNG)

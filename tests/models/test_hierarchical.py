@@ -120,7 +120,7 @@ def test_annealing_and_both_ends_of_the_bracket():
     vae = LEVELS.vae(LEVELS.top_down(0.1, 1.2))
     annealed = ais(vae.model, vae.guide, X, num_temperatures=10, num_chains=16, leapfrog_steps=3, **QUIET)
     within(annealed.log_px, TRUTH, annealed.mc_se)
-    options = {"num_samples": 500, "num_temperatures": 10, "num_chains": 8, "leapfrog_steps": 3}
+    options = {"num_samples": 500, "num_temperatures": 8, "num_chains": 8, "leapfrog_steps": 2}
     ends = bracket(vae.model, vae.guide, X, **options, **QUIET)
     within(ends.lower, TRUTH, ends.lower_se)
     drawn = bdmc(vae.model, vae.guide, X, num_rows=20, **options, **QUIET)
@@ -202,8 +202,10 @@ def test_training_ends_at_the_optimum():
     assert abs(found.elbo.mean().item() - best) < 0.02
 
 
-@pytest.mark.parametrize("posterior", GUIDES)
+@pytest.mark.parametrize("posterior", GUIDES if HEAVY else ["top-down", "skip"])
 def test_engines_take_the_same_steps(posterior):
+    """Bottom-up is skip with fewer inputs a level."""
+
     def make():
         vae = small(posterior)
         return vae, vae

@@ -296,7 +296,7 @@ def test_training_ends_at_the_optimum_of_every_subset():
     ).double()
     rows = (x[:, :3].repeat(25, 1), x[:, 3:].repeat(25, 1))
     options = {"batch_size": 60, "schedule": cosine, "objective": Bound(elbo, num_particles=2, estimator=stl)}
-    fit(vae, *rows, epochs=12, optimizer=adam(0.05), **options, **QUIET)
+    fit(vae, *rows, epochs=9, optimizer=adam(0.05), **options, **QUIET)
     exact = linear_gaussian(vae.model, None, x[:, :3], x[:, 3:]).log_px.mean().item()
     found = log_likelihood(vae.model, vae.guide, x[:, :3], x[:, 3:], num_samples=1000, **QUIET)
     assert best - 0.02 < exact < best + 1e-6

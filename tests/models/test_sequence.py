@@ -19,6 +19,7 @@ from pyro_vae import (
     WithMask,
     ais,
     bracket,
+    cosine,
     encode,
     fit,
     fit_ensemble,
@@ -125,7 +126,7 @@ def test_both_ends_of_a_bracket_hold_kalmans_log_p_x():
     model, (x, lengths) = plane(), plane_rows()
     drawn = simulate(model.model, x, lengths, seed=3)
     ends = bracket(
-        model.model, model.guide, drawn.x, lengths, latents=drawn.latents, num_temperatures=30, leapfrog_steps=3,
+        model.model, model.guide, drawn.x, lengths, latents=drawn.latents, num_temperatures=12, leapfrog_steps=3,
         verbose=False,
     )  # fmt: skip
     truth = PLANE.log_px(drawn.x, lengths)
@@ -160,9 +161,10 @@ def test_training_finds_the_posterior_to_a_hundredth_of_a_nat():
         model,
         x,
         lengths,
-        epochs=60,
+        epochs=25,
         batch_size=100,
-        optimizer=partial(torch.optim.Adam, lr=0.02),
+        optimizer=partial(torch.optim.Adam, lr=0.05),
+        schedule=cosine,
         seed=2,
         verbose=False,
     )
