@@ -82,7 +82,7 @@ def check_within_errors(evidence, exact):
 
 @contextmanager
 def checked_once():
-    """Runs of a pair on the same rows look at both once, not for each seed; and the guide's ELBO, unasked for, has two draws."""
+    """Runs of a pair on the same rows look at both once, not for each seed; the guide's ELBO, unasked for, has two draws."""
     problems, ids = {}, {}
     check, of = estimator.checked_problem, ProgramIds.of
 
