@@ -20,6 +20,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.data_map import DataMap
 from pyro_vae.programs.simulate import simulate
 from tests.helpers.calibration import counts, counts_exact, counts_lognormal, guided, prior_guide
+from tests.helpers.environment import HEAVY
 from tests.helpers.gaussian import gaussian
 from tests.helpers.observed_parts import MEAN, PARTS
 
@@ -254,8 +255,9 @@ def test_masked_rows_are_not_ranked(model, monkeypatch):
     found = calibrate(model, some_rows_guide, x, has, num_rows=400, num_draws=29)
     assert torch.equal(found.ranks == block_ranks.LEFT_OUT, ~has.repeat(2).unsqueeze(1).expand(400, 2))
     assert found.rows_ranked.tolist() == [200, 200] and found.passed and "no miscalibration" in str(found)
-    runs = [calibrate(model, some_rows_guide, x, has, num_rows=600, num_draws=29, seed=s) for s in range(20)]
-    check_uniform(torch.stack([c.p_value for c in runs]))
+    if model is of_some_rows or HEAVY:  # the ranks of both are made alike
+        runs = [calibrate(model, some_rows_guide, x, has, num_rows=600, num_draws=29, seed=s) for s in range(20)]
+        check_uniform(torch.stack([c.p_value for c in runs]))
     plain = found.to_dict()
     assert plain["rows_ranked"] == [200, 200] and len(plain["lower_by_quantity"]) == 2
     assert plain["lower_by_quantity"][0][10] < plain["lower"][10]  # of fewer rows: wider

@@ -1,6 +1,8 @@
 """What importance sampling is checked on, and the checks: of a right estimator they pass, of each wrong one they fail."""
 
-from functools import partial
+from contextlib import contextmanager
+from functools import cache, partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -9,10 +11,12 @@ import pytest
 import torch
 
 from pyro_vae import log_likelihood as noisy_log_likelihood
+from pyro_vae.evidence.importance import estimator, guide_elbo
 from pyro_vae.evidence.importance.accumulator import RowBlock, WeightSums
 from pyro_vae.evidence.importance.pareto import pareto_khat
 from pyro_vae.evidence.importance.proposals import GUIDE
 from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.programs.program_ids import ProgramIds
 from tests.helpers.exact import LinearGaussian
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
@@ -76,17 +80,42 @@ def check_within_errors(evidence, exact):
     assert off.mean().abs() < 4 * evidence.mc_se.square().sum().sqrt() / len(off) + 1e-9
 
 
+@contextmanager
+def checked_once():
+    """Runs of a pair on the same rows look at both once, not for each seed; the guide's ELBO, unasked for, has two draws."""
+    problems, ids = {}, {}
+    check, of = estimator.checked_problem, ProgramIds.of
+
+    def checked(model, guide, args, proposal, *, seed, **options):
+        key = (model, guide, *map(id, args), proposal, *options.values())
+        if key not in problems:
+            problems[key] = check(model, guide, args, proposal, seed=seed, **options)
+        return problems[key]
+
+    def of_programs(problem):
+        if id(problem) not in ids:
+            ids[id(problem)] = of(problem)
+        return ids[id(problem)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimator, "checked_problem", checked)
+        patch.setattr(estimator, "ProgramIds", SimpleNamespace(of=of_programs))
+        patch.setattr(guide_elbo, "DRAWS", 2)
+        yield
+
+
 def check_unbiased(model, guide, x, exact, proposal=GUIDE, k=20, repeats=15, **options):
     """Mean of p̂ / p over rows and repeats is 1 within 4 standard errors, sd / √(rows · repeats).
 
-    A run has five copies of the rows, each with noise of its own; but one, where the prior has no whole number of the K
-    particles: what a run's rows share is where its particles start.
+    One run has a copy of the rows for each repeat, with noise of its own; but as many runs, of a copy each, where the prior
+    has no whole number of the K particles: what a run's rows share is where its particles start.
     """
     share = k * proposal.weight
-    copies = 5 if abs(share - round(share)) < 1e-9 else 1
+    copies = repeats if abs(share - round(share)) < 1e-9 else 1
     x, exact = x.repeat(copies, *[1] * (x.dim() - 1)), exact.repeat(copies)
     seeds = range(repeats // copies)
-    runs = [log_likelihood(model, guide, x, num_samples=k, proposal=proposal, seed=s, **options) for s in seeds]
+    with checked_once():
+        runs = [log_likelihood(model, guide, x, num_samples=k, proposal=proposal, seed=s, **options) for s in seeds]
     ratio = torch.cat([(run.log_px - exact).exp() for run in runs])
     assert (ratio.mean() - 1).abs() < 4 * ratio.std() / len(ratio) ** 0.5
 
@@ -97,16 +126,21 @@ def gaussian_weights(k, repeats, seed=0):
     return dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(0.0, 2.0).log_prob(z)
 
 
-def biases(jackknife, iwae, ks=(8, 16, 32, 64), repeats=40_000):
-    """Biases of the two over K. What is subtracted, mean(δ) and the U-statistic of δ = w − 1, has mean 0 exactly."""
+@cache
+def sums_of_weights(k, repeats=40_000):
+    """The sums of so many particles; and what is subtracted, mean(δ) and the U-statistic of δ = w − 1, of mean 0 exactly."""
+    log_w = gaussian_weights(k, repeats, seed=k)
+    sums = WeightSums(repeats, k)
+    sums.add(log_w)
+    delta = log_w.exp() - 1
+    return sums, delta.mean(0), (delta.sum(0).square() - delta.square().sum(0)) / (k * (k - 1))
+
+
+def biases(jackknife, iwae, ks=(8, 16, 32, 64)):
+    """Biases of the two over K."""
     found = []
-    for k in ks:
-        log_w = gaussian_weights(k, repeats, seed=k)
-        sums = WeightSums(repeats, k)
-        sums.add(log_w)
-        delta = log_w.exp() - 1
-        pairs = (delta.sum(0).square() - delta.square().sum(0)) / (k * (k - 1))
-        found.append([(iwae(sums) - delta.mean(0)).mean(), (jackknife(sums) - delta.mean(0) + pairs / 2).mean()])
+    for sums, mean, pairs in map(sums_of_weights, ks):
+        found.append([(iwae(sums) - mean).mean(), (jackknife(sums) - mean + pairs / 2).mean()])
     slope = [np.polyfit(np.log(ks), np.log(np.abs(column)), 1)[0] for column in np.array(found).T]
     return np.array(found), slope
 

@@ -85,7 +85,7 @@ def test_gamma_poisson_is_scipys():
     assert found.measure == "counts"
 
 
-@pytest.mark.parametrize(("a", "b"), [(2.0, 3.5), (0.5, 0.5)])
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), *([(2.0, 3.5)] if HEAVY else [])])  # with mass at the edges, or none
 def test_beta_binomial_is_scipys(a, b):
     def model(x):
         with pyro.plate("data", len(x)):

@@ -9,6 +9,7 @@ from scipy import stats
 from pyro_vae.evidence.exact import trapezoid
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
 from pyro_vae.evidence.exact.quadrature import quadrature
+from tests.helpers.environment import HEAVY
 from tests.helpers.oracles import draws
 
 D = torch.float64
@@ -46,7 +47,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES if HEAVY else ["wide", "very_narrow", "rates"])  # the second is askew too
 def test_no_row_is_flagged_and_each_error_is_a_bound(case):
     model, x, wanted = CASES[case]()
     found = quadrature(model, None, x)

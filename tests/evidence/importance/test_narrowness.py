@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_vae.errors import UnreliableError
-from pyro_vae.evidence.importance import narrowness
+from pyro_vae.evidence.importance import estimator, narrowness
 from pyro_vae.evidence.importance.narrowness import ROWS, SHARE, WALK, bridge, too_narrow
 from pyro_vae.evidence.importance.proposals import GUIDE, defensive, widened
 from pyro_vae.evidence.importance.result import ROW_FIELDS, Evidence
@@ -17,6 +17,12 @@ from tests.helpers.environment import HEAVY
 from tests.helpers.importance import log_likelihood
 
 SOME = ("1 dims, scale x 0.5", "5 dims, scale x 0.6", "2 of 10 dims, scale x 0.5", "counts, scale x 0.4")
+
+
+@pytest.fixture(autouse=True)
+def large_blocks(monkeypatch):
+    """1,250 particles of 64 rows at a time, as on a GPU: K is a few passes, not eighty."""
+    monkeypatch.setattr(estimator, "layout_on", lambda *_: (64, 64 * 1250))
 
 
 def run(pair, rows=100, seed=1, num_samples=5000, **options):
