@@ -26,16 +26,6 @@ LINE = 2**26  # characters of a line, at most: some million columns
 COUNTED = 10  # rows: the numbers of fewer may count by chance
 SHOWN = 8  # names of columns
 LABELS = ("y", "label", "labels", "target", "class", "species")  # names that labels go by
-SIGNATURES = {  # of files that are called .csv and are none
-    b"\x1f\x8b": "It is packed by gzip: unpack it first.",
-    b"PK\x03\x04": "It is a spreadsheet, or packed by zip: save the sheet as CSV UTF-8, or unpack it first.",
-    b"BZh": "It is packed by bzip2: unpack it first.",
-    b"\xfd7zXZ": "It is packed by xz: unpack it first.",
-    b"\x28\xb5\x2f\xfd": "It is packed by zstd: unpack it first.",
-    b"\xd0\xcf\x11\xe0": "It is a spreadsheet: save the sheet as CSV UTF-8.",
-    b"\x93NUMPY": "It is an array of numpy: call it .npy.",
-    b"PAR1": "It is a Parquet file: call it .parquet.",
-}
 UNLIKE = "Make the rows equally long; a cell with a separator in it stands in quotes."
 TITLE = "Delete lines above the names (a title, a remark)."
 Line = tuple[int, list[str]]  # its number in the file, and its cells
@@ -181,11 +171,8 @@ def known_labels(cells: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def in_utf8(error: Exception) -> str:
-    """Say how to go on after bytes that are no text in UTF-8, by what they begin with; nothing of another error."""
-    if not isinstance(error, UnicodeDecodeError):
-        return ""
-    other = next((way for sign, way in SIGNATURES.items() if error.object.startswith(sign)), None)
-    return f" {other}" if other else " Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."
+    """Say how to go on after bytes that are no text in UTF-8; nothing of another error."""
+    return " Save it as UTF-8 (in a spreadsheet: CSV UTF-8)." if isinstance(error, UnicodeDecodeError) else ""
 
 
 def lines_of(file: IO[str]) -> Iterator[str]:
