@@ -267,6 +267,11 @@ def test_two_columns_of_one_name_are_told(tmp_path):
     (tmp_path / "x.csv").write_text("a,b,a\n" + "1.5,2,3\n2.5,1,7\n" * 5)
     data = load(tmp_path / "x.csv", verbose=False)
     assert any("two columns are called 'a'" in note for note in data.notes) and data.columns == ()
+    (tmp_path / "x.csv").write_text(",,a\n" + "1,2,3.5\n1,1,7.5\n" * 5)  # as pandas writes an index of two levels
+    notes = load(tmp_path / "x.csv", verbose=False).notes
+    assert any("two columns are called ''" in note for note in notes) and any(
+        "--index '' leaves it" in note for note in notes
+    )
 
 
 def test_csv_of_bytes(tmp_path):
