@@ -49,6 +49,7 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
         DataError: a missing, damaged or truncated file, a pickle, a cell that is no number, a row of another length, no such
             column as the options name.
     """
+    check_readable(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder, though its name ends as a file's does: name the file in it.")
     if not path.is_file():
@@ -61,6 +62,15 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
     options = options or TableOptions()
     read = table_source if path.suffix.lower() in TABLES else array_source
     return read(path, seed, options, sequences)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a file that may not be read: whoever asks is told so, and not to write elsewhere."""
+    try:
+        if path.is_file():
+            path.open("rb").close()
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read ({error.strerror}): get permission to read it, or a copy.") from error
 
 
 def table_source(path: Path, seed: int, options: TableOptions, sequences: bool) -> Source:

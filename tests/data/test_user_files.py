@@ -7,6 +7,7 @@ import math
 import pickle
 import resource
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +214,22 @@ def test_a_packed_file_that_is_called_csv_is_told_for_what_it_is(tmp_path, packe
 def test_a_page_is_told_from_an_array(tmp_path, name):
     (tmp_path / name).write_bytes(PACKED["page"][0])
     with pytest.raises(DataError, match=r"a web page \(HTML\)"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npy"])
+def test_a_file_that_may_not_be_read_is_no_full_disk(tmp_path, monkeypatch, name):
+    """The command line asked for permission to write, or for another folder."""
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    usual = Path.open
+
+    def closed(path, *args, **options):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(DataError, match=r"may not be read \(Permission denied\): get permission to read it"):
         load(tmp_path / name)
 
 
