@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Union, get_args, get_origin
 
 import cyclopts
 
+from pyro_vae.common.csv_columns import is_number
 from pyro_vae.errors import UsageError
 
 MEANT = {  # what other tools call it
@@ -44,6 +48,7 @@ def check_words(app: Any, words: Sequence[str]) -> None:
     if not words or words[0] not in app:
         return
     arguments = {name: a for a in app[words[0]].assemble_argument_collection() for name in a.names}
+    check_dashes(words[1:], arguments)
     check_files(words[0], list(options(words[1:])))
     for option, values in options(words[1:]):
         if option not in arguments:
@@ -52,6 +57,17 @@ def check_words(app: Any, words: Sequence[str]) -> None:
                 raise UsageError(f"there is no option {option}: did you mean {meant}?")
         elif is_whole(hint := arguments[option].hint):
             check_whole(option, values if get_origin(hint) is tuple else values[:1])
+
+
+def check_dashes(words: Sequence[str], arguments: Mapping[str, Any]) -> None:
+    """Refuse a value that begins with a dash where it is read as an option: -x.csv; numbers below 0 are values."""
+    for option, word in pairwise(words):
+        takes_one = option in arguments and arguments[option].hint is not bool
+        if takes_one and re.match(r"-[^-]", word) and word not in (*arguments, "-h") and not is_number(word):
+            raise UsageError(
+                f"{option} has no value, as {shlex.quote(word)} begins with a dash, as options do: write "
+                f"{option}={shlex.quote(word)}, or {shlex.quote(f'./{word}')} of a file"
+            )
 
 
 def check_files(command: str, given: Sequence[tuple[str, list[str]]]) -> None:

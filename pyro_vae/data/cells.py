@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pyro_vae.common.counted import counted
+from pyro_vae.common.plain_text import is_plain
 from pyro_vae.errors import DataError
 
 from .columns import BOOLEANS, RawColumn, left_out, too_large
@@ -62,7 +63,7 @@ def typed(raw: RawColumn) -> RawColumn:
     words = {text for text in texts if not is_numeric(text)}
     code = (
         f"where it stands for a missing value: --missing-value={shlex.quote(*words)}; "
-        if len(words) == 1 and not few and repr(*words) == shown_cell(*words)
+        if len(words) == 1 and not few and is_plain(*words) and repr(*words) == shown_cell(*words)
         else ""
     )
     raise DataError(

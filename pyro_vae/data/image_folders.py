@@ -10,11 +10,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError
 
 from .splits import Part, Source, format_shuffle, shuffle
 
 PICTURES = (".png", ".jpg", ".jpeg")
+OTHERS = (
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".jp2",
+    ".heic",
+    ".avif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+)  # which are not read
 PIXELS = 2**24  # of one picture: what asks for more of a few bytes is no picture to learn from
 TOTAL = 2**34  # bytes of all of them
 TAKEN = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's modes, and what they are read as
@@ -56,24 +70,39 @@ def read_folder(path: Path, seed: int) -> Source:
         labels, y = np.unique(np.array([file.parent.name for file in files]), return_inverse=True)
         y, classes = y.astype(np.int64), tuple(map(str, labels))
     part = Part("x", rows if mode == "L" else rows.transpose(0, 3, 1, 2), y, names, classes)
-    return Source(path.name, (part,), partial(shuffle, seed=seed), notes=tuple(describe(part, seed)))
+    return Source(path.name, (part,), partial(shuffle, seed=seed), notes=(*describe(part, seed), *not_read(path)))
 
 
 def pictures_in(path: Path) -> list[Path]:
     """List the pictures of a folder, or of the folders in it."""
-    here = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
-    below = sorted(file for file in path.glob("*/*") if file.suffix.lower() in PICTURES and file.is_file())
+    here = sorted(filter(is_picture, path.iterdir()))
+    below = sorted(filter(is_picture, path.glob("*/*")))
     if here and below:
         raise DataError(
-            f"{path} holds {len(here)} pictures and folders of {len(below)} more: either all lie in folders, which are their "
-            "classes, or none."
+            f"{path} holds {counted(len(here), 'picture')} and folders of {len(below)} more: either all lie in folders, "
+            "which are their classes, or none."
         )
     if not here and not below:
+        others = "".join(f" {told[0].upper()}{told[1:]}: save them as PNG, or lay them so." for told in not_read(path))
         raise DataError(
             f"{path} holds no pictures (files that end in {', '.join(PICTURES)}, or folders of them), and no train.csv with a "
-            "test.csv beside it. Of a single table give the file."
+            f"test.csv beside it.{others or ' Of a single table give the file.'}"
         )
     return here or below
+
+
+def is_picture(file: Path, endings: tuple[str, ...] = PICTURES) -> bool:
+    """Return whether a file is a picture by its name; one that begins with a dot is none (macOS puts ._p.png beside p.png)."""
+    return file.suffix.lower() in endings and not file.name.startswith(".") and file.is_file()
+
+
+def not_read(path: Path) -> Iterator[str]:
+    """Yield what a folder holds of pictures that are no rows: of other endings, and in folders within folders."""
+    others = [file for way in ("*", "*/*") for file in path.glob(way) if is_picture(file, OTHERS)]
+    if others:
+        yield f"not read: {counted(len(others), 'picture')} ({', '.join(sorted({f.suffix.lower() for f in others}))})"
+    if deeper := sum(is_picture(file, (*PICTURES, *OTHERS)) for file in path.glob("*/*/*")):
+        yield f"not read: {counted(deeper, 'picture')} in folders within its folders"
 
 
 class Header(NamedTuple):
@@ -110,8 +139,11 @@ def opened(file: Path) -> Header:
         )
     if frames > 1:
         raise DataError(f"{file} is animated ({frames} frames): save each as a picture of its own.")
-    if mode in REFUSED or (transparent and mode == "P"):
-        raise DataError(f"{file} is {REFUSED.get(mode, REFUSED['PA'])}.")
+    shown = (
+        {"L": "LA", "1": "LA", "P": "PA", "RGB": "RGBA"}.get(mode, mode) if transparent else mode
+    )  # one colour of it
+    if shown in REFUSED:
+        raise DataError(f"{file} is {REFUSED[shown]}.")
     if mode not in TAKEN:
         raise DataError(
             f"{file} has pixels of more than 8 bits ({mode}): divide them by 256, or save them as one .npy."

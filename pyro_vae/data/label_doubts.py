@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError
 
+from .cells import MISSING
 from .columns import ASKED, NUMBER, SHOWN, Column
+from .table_layout import is_number
 
 QUANTITY = re.compile(r"(?P<before>[^\w\s.,+-]*)\s*[+-]?(\d+([.,]\d+)*|[.,]\d+)\s*(?P<after>[^\d\s]*)")  # $5, 5 kg, 5%
 
 
 PARTS = r"[_ \u00a0\u2009\u202f'\u2019]"  # of thousands
 NOTATION = (
-    re.compile(  # of numbers, not read as such: 1/2, 0x1F, 71_000, 71 000, 71'000, (71), and minus signs of print
+    re.compile(  # of numbers, not read as such: 1/2, 0x1F, 71_000, 71 000, 71'000, 71,000.5, (71), minus signs of print
         rf"[+-]?\d+/\d+|[+-]?0(x[\da-f]+|b[01]+|o[0-7]+)|[+-]?\d{{1,3}}({PARTS}\d{{3}})+([.,]\d+)?"
+        r"|[+-]?\d{1,3}((,\d{3})+\.|(\.\d{3})+,)\d+"
         r"|\(\d+([.,]\d+)*\)|[\u2010-\u2015\u2212]\d+([.,]\d+)*",
         re.IGNORECASE,
     )
@@ -39,6 +43,37 @@ def odd_numbers(labels: Sequence[str]) -> str:
         return f"numbers written as {labels[0]!r}"
     unit = unit_of(labels)
     return f"numbers with {unit!r} beside them" if unit else ""
+
+
+def first_padded(cells: Iterable[str | None]) -> str:
+    """Return the first cell that has zeros before its digits, as post codes have; nothing where there is none.
+
+    Example:
+        >>> first_padded(["94105", None, "02222"]), first_padded(["0", "0.5", "10"])
+        ('02222', '')
+    """
+    return next((cell for cell in cells if cell and cell[0] == "0" and len(cell) > 1 and cell.isdecimal()), "")
+
+
+def told_padded(padded: Mapping[str, str]) -> Iterator[str]:
+    """Say which columns have such a cell, and are read as numbers."""
+    if not padded:
+        return
+    (name, cell), more = next(iter(padded.items())), len(padded) - 1
+    others = f" and {counted(more, 'other column')}" if more else ""
+    yield (
+        f"column {name!r}{others}: digits with zeros before them ({cell!r}), as post codes have, are read as numbers, of "
+        f"which {cell} and {cell.lstrip('0') or '0'} are one: --columns {shlex.quote(f'auto,{name}=categorical')} has labels"
+    )
+
+
+def told_padded_labels(name: str, cells: Sequence[str]) -> Iterator[str]:
+    """Say so of a column of labels (--label) that are read as numbers."""
+    if (cell := first_padded(cells)) and all(is_number(cell) for cell in cells if cell not in MISSING):
+        yield (
+            f"labels of column {name!r}: digits with zeros before them ({cell!r}) are read as numbers, of which {cell} and "
+            f"{cell.lstrip('0') or '0'} are one class: where they are two, put a letter before each"
+        )
 
 
 def refuse_measures(name: str, texts: Sequence[str]) -> None:

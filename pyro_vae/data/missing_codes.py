@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from pyro_vae.common.counted import counted
 
 from .cells import COMMA
 from .columns import NUMBER, Column, RawColumn, known_labels
 from .table_layout import is_number
 
 CODES = tuple(float(sign + nines) for sign in ("-", "") for nines in ("99", "999", "9999", "99999"))
+WORDS = ("?", "??", ".", "-", "--", "n/a", "na", "n.a.", "missing", "unknown", "not available", "#div/0!")  # as labels
 FEW, AT_LEAST = 2, 5  # rows that hold the code, and that do not
 FAR = 5  # times the range of the other values
 
@@ -92,6 +96,7 @@ def looks_like_codes(values: np.ndarray, columns: Sequence[Column]) -> Iterator[
         cells = coded
         if column.codes:
             if not all(map(NUMBER.fullmatch, column.codes)):  # labels such as 0999 are texts
+                yield from words_for_missing(column, coded)
                 continue
             known = ~np.isnan(coded)
             cells = np.full(coded.shape, np.nan)
@@ -106,6 +111,17 @@ def looks_like_codes(values: np.ndarray, columns: Sequence[Column]) -> Iterator[
                     f"column {column.name!r}: {code:g} stands in {count} rows, far from all others ({others.min():g} to "
                     f"{others.max():g}), and looks like a code for missing: --missing --missing-value={code:g} takes it for one"
                 )
+
+
+def words_for_missing(column: Column, coded: np.ndarray) -> Iterator[str]:
+    """Yield a note on a category with a label that mostly stands for a missing value, beside two others at least."""
+    words = [label for label in column.labels if label.lower() in WORDS]
+    if words and len(column.labels) > 2 and "+" not in column.labels:
+        count = int((coded == column.labels.index(words[0])).sum())
+        yield (
+            f"column {column.name!r}: the label {words[0]!r}, in {counted(count, 'row')}, may stand for a missing value: "
+            f"--missing --missing-value={shlex.quote(words[0])} takes it for one"
+        )
 
 
 def stands_apart(code: float, others: np.ndarray) -> bool:

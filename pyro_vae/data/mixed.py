@@ -13,8 +13,8 @@ from pyro_vae.errors import DataError
 from .cells import booleans_of, is_numeric, numbers_of, typed
 from .column_choices import ColumnSpec, choose
 from .columns import SHOWN, Column, RawColumn, as_category, check_rounding, check_values, codes_of, known_labels
-from .label_doubts import doubts_of, refuse_measures
-from .table_layout import LEVEL, UNNAMED, is_index_name
+from .label_doubts import doubts_of, first_padded, refuse_measures, told_padded
+from .table_layout import LEVEL, UNNAMED, is_index_name, is_number
 
 COUNTED = 10  # rows: the numbers of fewer may count by chance
 
@@ -87,7 +87,7 @@ def code_columns(raws: Sequence[RawColumn], spec: ColumnSpec | None) -> Coded:
             )
     if spec is not None:
         spec.check(tuple(raw.name for raw in raws))
-    taken, notes = [], []
+    taken, notes, padded = [], [], {}
     for raw in raws:
         chosen = by_type(raw) if spec is None else choose(raw, spec.families.get(raw.name, ""))
         if isinstance(chosen, str):
@@ -95,6 +95,13 @@ def code_columns(raws: Sequence[RawColumn], spec: ColumnSpec | None) -> Coded:
         else:
             taken.append(chosen)
             notes += doubts_of(chosen[1], raw.kind == "category" and raw.labels is None)
+            as_numbers = raw.kind == "cells" and not (spec is not None and spec.families.get(raw.name))
+            if (
+                as_numbers
+                and (cell := first_padded(raw.texts()))
+                and is_number(chosen[1].text(chosen[0][~raw.missing][0]))
+            ):
+                padded[raw.name] = cell
             if spec is None and len(np.unique(chosen[0][~np.isnan(chosen[0])])) == 1:
                 notes.append(
                     f"column {raw.name!r} is constant: a density there has no bound, and says nothing of a row"
@@ -105,6 +112,7 @@ def code_columns(raws: Sequence[RawColumn], spec: ColumnSpec | None) -> Coded:
         )
     if not taken:
         raise DataError(f"no column is left: each is constant or left out. {' '.join(notes[:3])}")
+    notes += told_padded(padded)
     return Coded(np.column_stack([values for values, _ in taken]), tuple(c for _, c in taken), tuple(notes))
 
 

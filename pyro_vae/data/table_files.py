@@ -17,6 +17,7 @@ from .cells import cells_of, separator_of
 from .column_choices import OF_CODES, ColumnSpec, are_labels
 from .columns import RawColumn, check_names
 from .frames import pandas_index, read_frame
+from .label_doubts import told_padded_labels
 from .missing_codes import looks_like_codes, without_code
 from .mixed import Coded, code_columns, describe_columns, describe_groups, index_among, match_columns
 from .table_layout import HEAD, TableOptions, layout_of_table
@@ -191,6 +192,8 @@ def describe(
     yield f"{counted(len(coded.values), 'row')} × {counted(len(names), 'column')}; {header}; labels: {labels}"
     if index is not None:
         yield f"column {index.name!r} {why}: it names the rows, and is no part of x (--index none keeps it)"
+    if label is not None:
+        yield from told_padded_labels(label.name, ["" if t is None else t for t in label.texts()])
     yield from coded.notes
     if any(column.why for column in coded.columns):
         yield "a likelihood for each column; --columns auto,NAME=FAMILY,OTHER=ignore corrects it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pyro_vae.errors import DataError
 
 from .cells import DIGITS, MISSING, shortened, shown_cell, whole_digits
 from .columns import Column, too_large
-from .label_doubts import refuse_measures
+from .label_doubts import first_padded, refuse_measures, told_padded, told_padded_labels
 from .missing_codes import is_code, looks_like_codes
 from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
 
@@ -26,16 +27,6 @@ LINE = 2**26  # characters of a line, at most: some million columns
 COUNTED = 10  # rows: the numbers of fewer may count by chance
 SHOWN = 8  # names of columns
 LABELS = ("y", "label", "labels", "target", "class", "species")  # names that labels go by
-SIGNATURES = {  # of files that are called .csv and are none
-    b"\x1f\x8b": "It is packed by gzip: unpack it first.",
-    b"PK\x03\x04": "It is a spreadsheet, or packed by zip: save the sheet as CSV UTF-8, or unpack it first.",
-    b"BZh": "It is packed by bzip2: unpack it first.",
-    b"\xfd7zXZ": "It is packed by xz: unpack it first.",
-    b"\x28\xb5\x2f\xfd": "It is packed by zstd: unpack it first.",
-    b"\xd0\xcf\x11\xe0": "It is a spreadsheet: save the sheet as CSV UTF-8.",
-    b"\x93NUMPY": "It is an array of numpy: call it .npy.",
-    b"PAR1": "It is a Parquet file: call it .parquet.",
-}
 UNLIKE = "Make the rows equally long; a cell with a separator in it stands in quotes."
 TITLE = "Delete lines above the names (a title, a remark)."
 Line = tuple[int, list[str]]  # its number in the file, and its cells
@@ -71,21 +62,33 @@ def read_table(path: Path, options: TableOptions) -> Table:
                 raise DataError(f"{path} is empty: it has no row of numbers.")
             layout = layout_of_table([cells for _, cells in head], options, str(path))
             rows = chain(head[1:] if layout.names else head, lines)
-            values, texts = parse(rows, len(head[0][1]), layout, path, options)
+            values, texts, padded = parse(rows, len(head[0][1]), layout, path, options)
     except (csv.Error, UnicodeDecodeError, OSError) as e:
         raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).{in_utf8(e)}") from e
     if not values:
         raise DataError(f"{path} is empty: it has no row of numbers.")
-    return assemble(np.frombuffer(values).reshape(-1, len(head[0][1])), texts, layout, options)
+    return assemble(np.frombuffer(values).reshape(-1, len(head[0][1])), texts, layout, options, padded)
 
 
-def assemble(table: np.ndarray, texts: dict[int, list[str]], layout: TableLayout, options: TableOptions) -> Table:
-    """Take labels and index out of a table of numbers."""
+def assemble(
+    table: np.ndarray,
+    texts: dict[int, list[str]],
+    layout: TableLayout,
+    options: TableOptions,
+    padded: dict[int, str],
+) -> Table:
+    """Take labels and index out of a table of numbers; `padded`: the first cell of a column with zeros before its digits."""
     index, why = index_of_table(table, texts, layout, options)
     y, classes = (None, ()) if layout.label is None else labels_of(texts[layout.label])
     x = np.delete(table, [c for c in (index, layout.label) if c is not None], axis=1)
     names = None if index is None else np.array(texts.get(index) or [f"{v:.17g}" for v in table[:, index]])
-    notes = () if options.former else tuple(describe(x, layout, index, why, classes, y))
+    notes: tuple[str, ...] = ()
+    if not options.former:
+        at = layout.names or range(table.shape[1])
+        notes = tuple(describe(x, layout, index, why, classes, y))
+        notes += tuple(told_padded({str(at[c]): cell for c, cell in sorted(padded.items()) if c != index}))
+        if layout.label is not None:
+            notes += tuple(told_padded_labels(str(at[layout.label]), texts[layout.label]))
     kept = [name for i, name in enumerate(layout.names) if i not in (index, layout.label)]
     told_apart = len(set(kept)) == len(kept) and all(map(is_plain, kept))
     columns = tuple(map(Column, kept)) if told_apart else ()  # by name, or not at all
@@ -104,7 +107,8 @@ def describe(
         told = f", {counted(len(classes), 'class')}: {', '.join(classes[:SHOWN])}" if classes else ""
         labels = f"labels: column {layout.name(layout.label)}{told}"
     yield f"{counted(len(x), 'row')} × {counted(x.shape[1], 'column')}; {header}; {labels}"
-    if alike := next((name for i, name in enumerate(kept) if name in kept[:i]), None):
+    alike = next((name for i, name in enumerate(kept) if name in kept[:i]), None)
+    if alike is not None:
         yield f"two columns are called {alike!r}, so that all go by their places, in new rows, too: give each a name of its own"
     if layout.names and all(map(is_number, kept)):
         yield "the first line is taken for names, as its numbers are unlike the rows under it (--header no makes it a row)"
@@ -115,7 +119,7 @@ def describe(
     if layout.names:
         yield from looks_like_codes(x, [Column(name) for name in kept])
     if layout.label is None and (found := [name for name in kept if name.lower() in LABELS]):
-        yield f"column {found[0]!r} is part of x; --label {found[0]} takes it for the label"
+        yield f"column {found[0]!r} is part of x; --label {shlex.quote(found[0])} takes it for the label"
 
 
 def index_of_table(
@@ -134,17 +138,23 @@ def index_of_table(
             and all(is_number(cell) for cell in texts[index])
             and (table[:, index] != table[:, index].round()).any()
         ):
-            return None, f"column {layout.name(index)} holds fractions, and is part of x (--index {name} leaves it out)"
+            return (
+                None,
+                f"column {layout.name(index)} holds fractions, and is part of x (--index {shlex.quote(name)} leaves it out)",
+            )
         if len(set(texts[index])) == rows:
             if not called:
                 refuse_measures(name, texts[index])
             return index, "is an index by its name" if called and name else "names each row"
         if any(not is_number(cell) for cell in texts[index]):
             raise DataError(
-                f"column {layout.name(index)} holds text that repeats: encode it as numbers, or give --label {name}, "
-                f"or --index {name}, which leaves it out."
+                f"column {layout.name(index)} holds text that repeats: encode it as numbers, or give --label "
+                f"{shlex.quote(name)}, or --index {shlex.quote(name)}, which leaves it out."
             )
-        return None, f"column {layout.name(index)} repeats values, and is part of x (--index {name} leaves it out)"
+        return (
+            None,
+            f"column {layout.name(index)} repeats values, and is part of x (--index {shlex.quote(name)} leaves it out)",
+        )
     first = table[:, 0]
     counted = rows >= COUNTED and any(np.array_equal(first, np.arange(start, start + rows)) for start in (0, 1))
     if counted and table.shape[1] > 1 and layout.label != 0:
@@ -181,11 +191,8 @@ def known_labels(cells: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def in_utf8(error: Exception) -> str:
-    """Say how to go on after bytes that are no text in UTF-8, by what they begin with; nothing of another error."""
-    if not isinstance(error, UnicodeDecodeError):
-        return ""
-    other = next((way for sign, way in SIGNATURES.items() if error.object.startswith(sign)), None)
-    return f" {other}" if other else " Save it as UTF-8 (in a spreadsheet: CSV UTF-8)."
+    """Say how to go on after bytes that are no text in UTF-8; nothing of another error."""
+    return " Save it as UTF-8 (in a spreadsheet: CSV UTF-8)." if isinstance(error, UnicodeDecodeError) else ""
 
 
 def lines_of(file: IO[str]) -> Iterator[str]:
@@ -205,8 +212,10 @@ def nonblank_lines(reader: Iterator[list[str]]) -> Iterator[Line]:
 
 def parse(
     lines: Iterable[Line], width: int, layout: TableLayout, path: Path, options: TableOptions
-) -> tuple[array[float], dict[int, list[str]]]:
-    """Parse rows to all values end to end, NaN in the columns of labels and index, whose texts stand beside."""
+) -> tuple[array[float], dict[int, list[str]], dict[int, str]]:
+    """Parse rows to all values end to end, NaN in the columns of labels and index, whose texts stand beside; and the first
+    cell of each column that has zeros before its digits.
+    """
     values, large = array("d"), LargeNumbers()
     texts: dict[int, list[str]] = {c: [] for c in (layout.label, layout.index) if c is not None}
     for row, (line, cells) in enumerate(lines):
@@ -228,14 +237,21 @@ def parse(
     if numeric is not None and all(is_number(cell) for cell in texts[numeric]):  # may yet turn out to be part of x
         for row, cell in enumerate(texts[numeric]):
             values[row * width + numeric] = float(cell)
-    return values, texts
+        if padded := first_padded(texts[numeric]):
+            large.padded[numeric] = padded
+    return values, texts, large.padded
 
 
 class LargeNumbers:
-    """Whole numbers of many digits in a table, of which a float may take different ones for one."""
+    """Whole numbers of many digits in a table, of which a float may take different ones for one; and those with zeros before.
+
+    Attributes:
+        padded: of each column the first cell that has zeros before its digits.
+    """
 
     def __init__(self) -> None:
         self.texts: dict[tuple[int, float], str] = {}
+        self.padded: dict[int, str] = {}
 
     def check(self, cells: list[str], layout: TableLayout) -> None:
         """Refuse a number that a float takes for another of its column.
@@ -244,6 +260,8 @@ class LargeNumbers:
             DataError: names the column.
         """
         for column, cell in enumerate(cells):
+            if cell[:1] == "0" and len(cell) > 1 and cell.isdecimal():
+                self.padded.setdefault(column, cell)
             if len(cell) > DIGITS and (digits := whole_digits(cell)):
                 other = self.texts.setdefault((column, float(cell)), digits)
                 if other != digits:
@@ -255,7 +273,11 @@ def parse_number(cell: str, where: str, column: int, layout: TableLayout) -> flo
     """Parse a cell; NaN where it is empty, which :func:`~pyro_vae.data.load` takes for missing, or refuses."""
     if is_number(cell) or not cell:
         return float(cell or "nan")
-    name = f" (it is called {layout.names[column]!r}; labels: --label {layout.names[column]})" if layout.names else ""
+    name = (
+        f" (it is called {layout.names[column]!r}; labels: --label {shlex.quote(layout.names[column])})"
+        if layout.names
+        else ""
+    )
     raise DataError(
         f"{where}, column {column}: {shown_cell(cell)} is no number{name}. Cells are numbers between commas; encode text as "
         "numbers, and leave gaps empty (--missing); or --columns auto takes texts for categories. Names may stand in the first "

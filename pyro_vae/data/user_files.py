@@ -16,6 +16,7 @@ from pyro_vae.common.counted import counted
 from pyro_vae.errors import DataError, UsageError
 
 from .cells import separator_of
+from .other_files import other_kind
 from .sequences import as_tensor, read_lengths
 from .splits import SPLIT_NAMES, SPLITS, Part, Source, format_shuffle, shuffle, split_by
 from .table_files import PARQUET, TEXT, read_mixed
@@ -26,7 +27,6 @@ UNPACKED, RATIO = 256 * 2**20, 100  # of an archive: bytes, and as many times it
 TABLES = (*TEXT, PARQUET)
 ENDINGS = (".npy", ".npz", *TABLES)
 CHANNELS, SIDE = (1, 3), 4  # of images: how many channels, and pixels a side at least
-POINTER = b"version https://git-lfs"
 LOOKED_AT = 2**16  # bytes, to see what parts the cells of a table
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
     *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
@@ -49,6 +49,7 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
         DataError: a missing, damaged or truncated file, a pickle, a cell that is no number, a row of another length, no such
             column as the options name.
     """
+    check_readable(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder, though its name ends as a file's does: name the file in it.")
     if not path.is_file():
@@ -56,22 +57,20 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
             f"no file {path}. Check the path; it is taken from the current folder unless it starts with /. "
             "Of a run whose data file has moved: --data-dir FOLDER, or the file itself."
         )
-    if is_pointer(path):
-        raise DataError(
-            f"{path} is a pointer of Git LFS to a file that is not here: fetch it, git lfs pull, or download the file itself."
-        )
+    if other := other_kind(path):
+        raise DataError(other)
     options = options or TableOptions()
     read = table_source if path.suffix.lower() in TABLES else array_source
     return read(path, seed, options, sequences)
 
 
-def is_pointer(path: Path) -> bool:
-    """Return whether a file only says which one Git LFS would put in its place."""
+def check_readable(path: Path) -> None:
+    """Refuse a file that may not be read: whoever asks is told so, and not to write elsewhere."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(POINTER)) == POINTER
-    except OSError:  # whoever reads it says so
-        return False
+        if path.is_file():
+            path.open("rb").close()
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read ({error.strerror}): get permission to read it, or a copy.") from error
 
 
 def table_source(path: Path, seed: int, options: TableOptions, sequences: bool) -> Source:

@@ -12,6 +12,7 @@ from pyro_vae.common.flagged import is_loose
 from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
 from pyro_vae.programs.measure import dominating
 
+from .evaluations import is_new
 from .progress import format_unfinished
 
 MEASURES = {"counting": "a log probability", "Lebesgue": "a log density, which moves with the scale of x"}
@@ -21,11 +22,8 @@ MIXED = "a log density in some columns of x, a log probability in others"
 def next_command(evidence: dict[str, Any], run: Path, out: Path | None = None) -> str:
     """Format the command that may believe more rows: annealing, more of it, or enough samples for a k̂."""
     of = evidence.get("evaluation", {})
-    split, rows = of.get("split") or "test", of.get("rows")
-    words = ["pyro-vae evaluate", shlex.quote(str(run)), *(["--split", split] if split != "test" else [])]
-    if split.startswith("new-"):
-        words = [*words[:2], "--data", shlex.quote(evidence["split"].split(", new rows")[0])]
-    words += ["--rows", str(rows)] if rows else []
+    words = ["pyro-vae evaluate", shlex.quote(str(run))]
+    words += words_of_rows(of.get("split") or "test", of.get("rows"), evidence)
     words += ["--out", shlex.quote(str(out))] if out else []
     if "num_chains" in evidence:
         more = f"--num-temperatures {4 * evidence['num_temperatures']} --num-chains {2 * evidence['num_chains']}"
@@ -36,6 +34,19 @@ def next_command(evidence: dict[str, Any], run: Path, out: Path | None = None) -
         " ".join([*words, "--method annealing"])
         + "   (where latents are discrete: --method auto, or --proposal defensive)"
     )
+
+
+def words_of_rows(split: str, rows: int | None, evidence: Mapping[str, Any]) -> list[str]:
+    """Return the options of a command that name the rows of an evaluation: its split, or the file of new rows.
+
+    Example:
+        >>> words_of_rows("validation", 5, {}), words_of_rows("new-1a2b3c4d", None, {"split": "new.csv, new rows"})
+        (['--split', 'validation', '--rows', '5'], ['--data', 'new.csv'])
+    """
+    words = ["--split", split] if split != "test" else []
+    if is_new(split):
+        words = ["--data", shlex.quote(str(evidence["split"]).split(", new rows")[0])]
+    return words + (["--rows", str(rows)] if rows else [])
 
 
 def kind_of_number(evidence: dict[str, Any]) -> str:

@@ -50,6 +50,7 @@ ONE_HOT = ["--prior", "one_hot", "--posterior", "one_hot_categorical"]
         (["sample", "r", "--num", "3"], "error: there is no option --num: did you mean --num-samples?"),
         (["evaluate"], 'error: Command "evaluate" parameter RUN requires an argument. pyro-vae evaluate --help'),
         (["evaluate", "r", "--quiet", "--method", "anealing"], 'Did you mean "annealing"?'),
+        (["train", "--run", "r", "--data", "-x y.csv"], "--data='-x y.csv', or './-x y.csv' of a file"),
         (["trian"], "train"),
     ],
 )

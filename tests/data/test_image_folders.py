@@ -61,7 +61,7 @@ def test_folders_are_classes(tmp_path):
     labels = np.concatenate([s.y.numpy() for s in (data.train, data.validation, data.test)])[order]
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     folder(tmp_path / "x", GREY[:1])
-    with pytest.raises(DataError, match="1 pictures and folders of 6 more"):
+    with pytest.raises(DataError, match="1 picture and folders of 6 more"):
         load(tmp_path / "x")
 
 
@@ -92,6 +92,7 @@ BAD = {
     "16 bits": (lambda p: Image.fromarray(np.full((5, 4), 999, np.uint16)).save(p), "more than 8 bits"),
     "animated": (animated, r"animated \(2 frames\)"),
     "transparent": (lambda p: Image.new("RGBA", (4, 5)).save(p), r"transparent \(RGBA\)"),
+    "a transparent grey": (lambda p: Image.new("L", (4, 5)).save(p, transparency=0), r"transparent \(LA\)"),
     "another size": (lambda p: Image.new("L", (5, 5)).save(p), "5 × 5 pixels, and p0.png has 4 × 5"),
     "another kind": (lambda p: Image.new("RGB", (4, 5)).save(p), "is of colours, and p0.png is grey"),
     "large": (lambda p: p.write_bytes(png_of(5_000)), "unpacks to 5,000 × 5,000 pixels"),
@@ -111,6 +112,27 @@ def test_what_is_no_such_picture_is_refused_by_its_file(tmp_path, name):
 def test_a_folder_without_pictures(tmp_path):
     with pytest.raises(DataError, match="holds no pictures"):
         load(tmp_path)
+    folder(tmp_path, GREY[:2], "gif")
+    with pytest.raises(DataError, match=r"holds no pictures .* Not read: 2 pictures \(.gif\): save them as PNG"):
+        load(tmp_path)
+
+
+def test_pictures_that_are_no_rows_are_told(tmp_path):
+    """What macOS puts beside a file (._p0.png) is none, and ended the reading."""
+    x = folder(tmp_path / "x", GREY[:4])
+    (x / "._p0.png").write_bytes(b"\0\5\26\7")
+    notes = load(x, verbose=False).notes
+    assert not [note for note in notes if "not read" in note]
+    folder(x, GREY[4:], "bmp")
+    for deeper in (x / "a", x / "a" / "b", x / "a" / "b" / "c"):
+        deeper.mkdir()
+    folder(x / "a" / "b", GREY[:2])
+    data = load(x, verbose=False)
+    assert len(rows_of(data)) == 4
+    assert [note for note in data.notes if "not read" in note] == [
+        "not read: 2 pictures (.bmp)",
+        "not read: 2 pictures in folders within its folders",
+    ]
 
 
 def test_arrays_with_channels_last_are_turned(tmp_path):

@@ -143,3 +143,45 @@ def test_numbers_that_a_frame_holds_as_texts_are_told():
     assert [note for note in found.notes if note.startswith("column 'k' holds numbers as texts, which are labels here")]
     whole = table(pa.table({"a": [0.5, 1.5, 2.5] * 10, "k": [11, 12, 13] * 10}), "auto")  # grades, by their numbers
     assert whole.columns[1].labels == ("11", "12", "13") and not whole.notes
+
+
+def test_numbers_between_thousands_and_a_point_are_no_names(tmp_path):
+    for form in ("{:,.2f}", "1.{:03}.000,5"):
+        with pytest.raises(DataError, match=r"column 'k' has 12 labels that are numbers written as"):
+            loaded(tmp_path, 10 * [form.format(1000 + 7 * i if "," in form[:4] else i) for i in range(12)])
+
+
+def test_zeros_before_digits_are_told(tmp_path):
+    """Post codes are labels; as numbers 02222 and 2222 are one, which stood there without a word."""
+    text = "mass,zip,n\n" + "".join(
+        f"{i + 0.25 * (i % 7)},{('02222', '2222', '94105')[i % 3]},{i % 7}\n" for i in range(30)
+    )
+    (tmp_path / "a.csv").write_text(text)
+    for options in (TableOptions(), AUTO):
+        (note,) = [n for n in load(tmp_path / "a.csv", table=options, verbose=False).notes if "zeros before" in n]
+        assert (
+            note.startswith("column 'zip': digits with zeros before them ('02222')") and "auto,zip=categorical" in note
+        )
+    labels = load(tmp_path / "a.csv", table=TableOptions(columns="auto,zip=categorical"), verbose=False)
+    assert labels.columns[1].labels == ("02222", "2222", "94105") and not any("zeros" in note for note in labels.notes)
+    for columns in (None, "auto"):
+        data = load(tmp_path / "a.csv", table=TableOptions(label="zip", columns=columns), verbose=False)
+        (note,) = [n for n in data.notes if "zeros before" in n]
+        assert note.startswith("labels of column 'zip'") and "02222 and 2222 are one class" in note
+    (tmp_path / "a.csv").write_text("id,a\n" + "".join(f"{i:04},{i % 7}.{i % 3}\n" for i in range(30)))
+    assert not any("zeros" in note for note in load(tmp_path / "a.csv", verbose=False).notes)  # of an index
+
+
+def test_a_label_for_missing_is_told_and_taken_for_one(tmp_path):
+    (note,) = [note for note in loaded(tmp_path, 20 * ["Private", "Gov", "?"]).notes if "missing value" in note]
+    assert note.startswith("column 'k': the label '?', in 20 rows, may stand") and "--missing-value='?'" in note
+    known = TableOptions(columns="auto", missing_value="?")
+    assert load(tmp_path / "a.csv", table=known, missing=True, verbose=False).columns[1].labels == ("Gov", "Private")
+    assert not [note for note in loaded(tmp_path, 20 * ["+", "-", "+-"]).notes if "missing value" in note]
+
+
+def test_signs_that_no_shell_takes_are_not_offered(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n\0,3\n2,5\n")
+    with pytest.raises(DataError, match="mixes 2 numbers and 1 text") as caught:
+        load(tmp_path / "a.csv", table=AUTO)
+    assert "--missing-value" not in str(caught.value) and "\0" not in str(caught.value)

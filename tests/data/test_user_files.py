@@ -7,6 +7,7 @@ import math
 import pickle
 import resource
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,17 @@ PACKED = {
     "zip": (b"PK\x03\x04\x14\x00\xff\xff", "a spreadsheet, or packed by zip"),
     "numpy": (b"\x93NUMPY\x01\x00v\x00{", "an array of numpy: call it .npy"),
     "excel": (b"\xd0\xcf\x11\xe0\xa1\xb1", "a spreadsheet: save the sheet"),
+    "utf16": ("a,b\n1,2\n".encode("utf-16"), "text in UTF-16: save it as UTF-8"),
+    "pickle": (pickle.dumps([1.0]), "a pickle, which is never loaded"),
+    "page": (
+        b"\n<!DOCTYPE html>\n<html>\n<body>Not found</body>\n</html>\n",
+        "a web page .HTML.: download the file itself",
+    ),
+    "html": (b"<table border='1'>\n<tr>\n<td>1</td>\n</tr>\n</table>\n", "a web page .HTML."),
+    "xml": (b"<?xml version='1.0'?>\n<a>\n<b>1</b>\n</a>\n", "a file of XML"),
+    "json": (b'{"a":{"0":1.5,"1":2.5},"b":{"0":1,"1":2}}', "JSON: save it as CSV"),
+    "json lines": (b'\xef\xbb\xbf{"a":1.5,"b":1}\n{"a":2.5,"b":2}\n', "JSON: save it as CSV"),
+    "json list": (b'[\n  {\n    "a": 1.5\n  }\n]\n', "JSON: save it as CSV"),
 }
 
 
@@ -196,6 +208,34 @@ def test_a_packed_file_that_is_called_csv_is_told_for_what_it_is(tmp_path, packe
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(DataError, match=way):
         load(tmp_path / "x.csv", table=TableOptions(columns=columns))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.parquet"])
+def test_a_page_is_told_from_an_array(tmp_path, name):
+    (tmp_path / name).write_bytes(PACKED["page"][0])
+    with pytest.raises(DataError, match=r"a web page \(HTML\)"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npy"])
+def test_a_file_that_may_not_be_read_is_no_full_disk(tmp_path, monkeypatch, name):
+    """The command line asked for permission to write, or for another folder."""
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    usual = Path.open
+
+    def closed(path, *args, **options):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(DataError, match=r"may not be read \(Permission denied\): get permission to read it"):
+        load(tmp_path / name)
+
+
+def test_names_in_brackets_are_names(tmp_path):
+    (tmp_path / "x.csv").write_text("<DATE>,[0 to 5),{a}\n" + "1.5,2,3\n2.5,1,7\n" * 5)
+    assert [column.name for column in load(tmp_path / "x.csv", verbose=False).columns] == ["<DATE>", "[0 to 5)", "{a}"]
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.npy", "x.npz", "x.parquet"])
@@ -244,6 +284,11 @@ def test_two_columns_of_one_name_are_told(tmp_path):
     (tmp_path / "x.csv").write_text("a,b,a\n" + "1.5,2,3\n2.5,1,7\n" * 5)
     data = load(tmp_path / "x.csv", verbose=False)
     assert any("two columns are called 'a'" in note for note in data.notes) and data.columns == ()
+    (tmp_path / "x.csv").write_text(",,a\n" + "1,2,3.5\n1,1,7.5\n" * 5)  # as pandas writes an index of two levels
+    notes = load(tmp_path / "x.csv", verbose=False).notes
+    assert any("two columns are called ''" in note for note in notes) and any(
+        "--index '' leaves it" in note for note in notes
+    )
 
 
 def test_csv_of_bytes(tmp_path):

@@ -25,6 +25,7 @@ from pyro_vae.runs.report.columns import ColumnName, column_fits, column_names
 from pyro_vae.runs.report.facts import read_facts
 from pyro_vae.runs.report.page import write_comparison, write_report
 from pyro_vae.runs.report.verdict import judge
+from pyro_vae.runs.report.words import evaluation_command
 from pyro_vae.runs.train_run import train_run
 from tests.helpers.run_folders import train_small
 
@@ -230,6 +231,15 @@ def test_names_are_shown_and_not_obeyed(tmp_path, monkeypatch, capsys):
         assert "\x1b" not in said and "\u202e" not in said
         assert "--json" in command or max(map(cell_len, said.splitlines())) <= 80 or command[0] == "report"
     assert "[red]" in summary_of(run)["data"]
+
+
+def test_the_command_for_new_rows_names_their_file(run, no_model, tmp_path):
+    """A digest is no split that --split takes."""
+    spoil(run / "evidence.json", split="more rows.csv, new rows", evaluation={"split": "new-1a2b3c4d", "rows": 9})
+    for end in ("json", "csv"):
+        (run / f"evidence.{end}").rename(run / f"evidence-new-1a2b3c4d-first-9.{end}")
+    command = evaluation_command(read_facts(run))
+    assert " --data 'more rows.csv' --rows 9 " in command and "new-" not in command
 
 
 def test_several_runs_are_compared_and_others_refused(here, tmp_path, capsys):

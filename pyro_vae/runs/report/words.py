@@ -12,7 +12,7 @@ from pyro_vae.common.flagged import format_bound, format_gap, format_nats, is_lo
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation_options import CHUNK
 from pyro_vae.runs.marginal_baseline import below_floor, within_chance
-from pyro_vae.runs.told import cautions, format_bits, format_elements, kind_of_number
+from pyro_vae.runs.told import cautions, format_bits, format_elements, kind_of_number, words_of_rows
 
 from .facts import RunFacts
 
@@ -228,8 +228,7 @@ def evaluation_command(facts: RunFacts) -> str:
     assert facts.main is not None
     name, s = facts.main.name, facts.summary
     words = ["pyro-vae evaluate", shlex.quote(str(facts.path))]
-    words += ["--split", name.split] if name.split != "test" else []
-    words += ["--rows", str(name.rows)] if name.rows else []
+    words += words_of_rows(name.split, name.rows, s)
     words += ["--method", name.method] if name.method != "importance" else []
     words += ["--proposal", name.proposal] if name.proposal != "guide" else []
     for key in ("num_samples", "num_chains", "num_temperatures", "target_se", "seed"):
