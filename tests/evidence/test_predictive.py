@@ -107,7 +107,7 @@ def test_a_guide_that_leaves_out_some_of_a_rows_latent_is_refused_and_one_of_the
 
 
 def test_a_guide_that_computes_the_shared_site_from_the_new_rows_is_refused():
-    """The posterior of the new rows scores them by themselves: here 0.6 nats above the posterior of the old ones, with an error of 0.002."""
+    """The posterior of the new rows scores them by themselves: here 0.6 nats too high, with an error of 0.002."""
     oracle = NormalMean()
     old, new = new_rows(oracle)
     with pytest.raises(ProgramError, match=r"site 'mu': the guide has another density .* from the new rows"):
