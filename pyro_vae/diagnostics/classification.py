@@ -58,8 +58,15 @@ class Classification:
 
     @property
     def accuracy_se(self) -> float:
-        """Standard error of the accuracy over rows (binomial)."""
-        return float((self.accuracy * (1 - self.accuracy) / len(self)) ** 0.5)
+        """Standard error of the accuracy over rows: binomial, √(p (1 − p) / N).
+
+        Where all rows are right, or none, p is (right + 1) / (N + 2), by Laplace's rule of succession: N rows without an error
+        leave one in some N possible, and 0 would say that there is none.
+        """
+        p, rows = self.accuracy, len(self)
+        if p in (0.0, 1.0):
+            p = (p * rows + 1) / (rows + 2)
+        return float((p * (1 - p) / rows) ** 0.5)
 
     @property
     def log_score(self) -> Tensor:

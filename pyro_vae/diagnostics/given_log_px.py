@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError, ShapeError, UnknownProgramsWarning, UsageError
-from pyro_vae.evidence.estimate import LogPx, apart_se, row_difference
+from pyro_vae.evidence.estimate import LOG_PX, LogPx, apart_se, quantity_of, row_difference
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.importance.same_evaluation import UNKNOWN_PROGRAMS
 from pyro_vae.programs.problem import Problem
@@ -36,7 +36,17 @@ def refuse_other_model(log_px: Any, problem: Problem) -> None:
 
 
 def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor, Tensor]:
-    """Read a given log p(x), its error, 0 for bare numbers, and which rows it is believed of, all of these."""
+    """Read a given log p(x), its error, 0 for bare numbers, and which rows it is believed of, all of these.
+
+    Raises:
+        UsageError: an estimate of something else than log p(x) of a model.
+        ShapeError, DataError: other rows than these.
+    """
+    if (quantity := quantity_of(log_px)) != LOG_PX:
+        raise UsageError(
+            f"log_px is {quantity}, and the gap is between {LOG_PX} of this model and its ELBO: give log_likelihood of this "
+            "model on these rows"
+        )
     values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, apart_se(log_px))
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (rows,):

@@ -24,8 +24,6 @@ from .estimate import data_se, format_nats, mean_se
 from .importance.estimator import importance
 from .importance.result import Evidence
 
-NEGLIGIBLE = 1e-3  # a probability below which a class's own flag does not matter to the others
-
 
 class AtClass(Messenger):
     """Observe one class at a discrete site, in every row."""
@@ -48,8 +46,9 @@ class ClassPosterior:
         log_joint, log_joint_se: log p(x_n, c), and its Monte Carlo standard error.
         values: the values of the site, ``(C, *event)``.
         site: its name.
-        flagged: rows in which a class of more than a thousandth of the probability has weights that are not to be believed.
-        by_class: the evidence of each class.
+        flagged: rows in which some class has weights that are not to be believed, however small its p(y = c | x) looks: where
+            the guide misses a class, log p(x, c) comes out too low by any number of nats, and the class looks impossible.
+        by_class: the evidence of each class, which says by ``flagged`` of which class a row is flagged.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -169,10 +168,7 @@ def class_posterior(
         run = importance(at(model), at(guide), *args, num_samples=num_samples, seed=own, verbose=verbose)
         runs.append(run)
     log_joint, se = (torch.stack([getattr(run, name) for run in runs], -1) for name in ("log_px", "mc_se"))
-    unsure = torch.zeros_like(log_joint, dtype=torch.bool)
-    for c, run in enumerate(runs):
-        unsure[run.flagged, c] = True
-    flagged = (unsure & (log_joint.softmax(-1) > NEGLIGIBLE)).any(-1).nonzero().flatten()
+    flagged = torch.cat([run.flagged for run in runs]).unique()
     return ClassPosterior(log_joint, se, values, site, flagged, tuple(runs))
 
 

@@ -17,7 +17,8 @@ from pyro_vae.evidence.importance.pareto import LOW_ESS
 from pyro_vae.programs.measure import dominating
 
 from .comparison import Compared, Comparison
-from .estimate import LogPx, apart_se, data_se, known, refuse_two_noises, row_difference
+from .estimate import LogPx, apart_se, data_se, known, refuse_two_noises, refuse_two_quantities, row_difference
+from .over_seeds import SeedEvidence
 
 MIXED = (
     "log p(x) is a density of some columns and a probability of others: the numbers compare only where every model has a "
@@ -62,11 +63,12 @@ def compare(
         A :class:`Comparison`: the best first, with ``table()``, ``csv()``, ``latex()`` and ``to_dict()``.
 
     Raises:
-        UsageError: fewer than two, a name twice, evidence of noise="row" beside that of blocks, seconds or active units of a
-            name that is not there.
+        UsageError: fewer than two, a name twice, evidence of noise="row" beside that of blocks, means over seeds, seconds or
+            active units of a name that is not there.
         ShapeError: not as many rows in one as in another.
         DataError: other rows in one than in another, by their digest, or another order of them; a row whose log p̂ is not
-            finite, which would decide the comparison alone; or log probabilities beside log densities.
+            finite, which would decide the comparison alone; log probabilities beside log densities; or log p(x) beside
+            log p(x_2 | x_1).
 
     References:
         Adding Error Bars to Evals: A Statistical Approach to Language Model Evaluations (Miller, 2024),
@@ -101,7 +103,9 @@ def compare(
 def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:
     """Refuse evidence that cannot be compared."""
     check_names([name for name, _ in pairs], beside)
+    refuse_means_over_seeds(pairs)
     refuse_two_noises(dict(pairs))
+    refuse_two_quantities(dict(pairs))
     check_same_rows(pairs)
     check_measures(pairs)
     for name, e in pairs:
@@ -110,6 +114,16 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
                 f"log p(x) of {name!r} is not finite in {len(bad)} of {len(e)} rows, the first {bad[:5]}: no mean, and no "
                 "difference, survives it. Look at those rows: a guide that misses the posterior, or a model that excludes "
                 "them."
+            )
+
+
+def refuse_means_over_seeds(pairs: list[tuple[str, LogPx]]) -> None:
+    """Refuse means over seeds: the paired error leaves out that another seed would give another model."""
+    for name, e in pairs:
+        if isinstance(e, SeedEvidence):
+            raise UsageError(
+                f"{name!r} is {e.quantity}, and ± paired leaves out what another seed would give: take "
+                "ensemble.compare(other, x), whose verdict is by seeds and rows, or one model of it, evidence.members[0]"
             )
 
 

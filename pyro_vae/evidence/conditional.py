@@ -91,6 +91,11 @@ class ConditionalEvidence(RowEstimates):
         return (flags & self.there).nonzero().flatten()
 
     @property
+    def quantity(self) -> str:
+        """What it is of, which is no log p(x)."""
+        return f"log p({', '.join(self.sites)} | others)"
+
+    @property
     def method(self) -> str:
         """Name of the methods that computed the terms."""
         return ", ".join(dict.fromkeys((self.joint.method, self.given.method)))
@@ -119,7 +124,7 @@ class ConditionalEvidence(RowEstimates):
         if is_loose(s):
             errors = f"nats (no bound, and loose: {format_share(share_flagged(s))} of rows are flagged)"
         return (
-            f"log p({of} | others) {s['log_px']:.3f} {errors} | {self.measure} | {counted(s['rows'], 'row')}, "
+            f"{self.quantity} {s['log_px']:.3f} {errors} | {self.measure} | {counted(s['rows'], 'row')}, "
             f"{s['rows_with_none']} without {of}, {s['rows_flagged']} flagged | {self.method}"
         )
 

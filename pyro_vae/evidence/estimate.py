@@ -16,8 +16,9 @@ from pyro_vae.common.given import whole
 from pyro_vae.common.result_table import ResultTable
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import DataError, UsageError
 
+LOG_PX = "log p(x)"  # of which an estimate is that does not say otherwise, as its `quantity`
 P = ParamSpec("P")
 R = TypeVar("R")
 OF_A_ROW = (  # of results that have them
@@ -175,6 +176,23 @@ def refuse_two_noises(named: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{first!r} is of noise={other!r} and {name!r} of noise={noise!r}: rows of equal values have the same noise in "
                 "one of them alone. Score both with the same."
+            )
+
+
+def quantity_of(estimate: Any) -> str:
+    """Name what an estimate is of: log p(x), or what its class says (log p(b | others), a mean over seeds)."""
+    return str(getattr(estimate, "quantity", LOG_PX))
+
+
+def refuse_two_quantities(named: Mapping[str, Any]) -> None:
+    """Refuse estimates of unlike quantities, whose difference says nothing about which model is better."""
+    of = {name: quantity_of(estimate) for name, estimate in named.items()}
+    for name, quantity in of.items():
+        first, other = next(iter(of.items()))
+        if quantity != other:
+            raise DataError(
+                f"{first!r} is {other} and {name!r} is {quantity}: they are numbers of two things, and no model is better "
+                "by their difference. Give the same of each: log_likelihood, or conditional_log_likelihood with one site=."
             )
 
 

@@ -22,7 +22,9 @@ from .estimate import (
     format_nats,
     known,
     mean_se,
+    quantity_of,
     refuse_two_noises,
+    refuse_two_quantities,
     row_difference,
 )
 
@@ -96,6 +98,11 @@ class SeedEvidence(RowEstimates):
         return getattr(self.members[0], "repeats", None)
 
     @property
+    def quantity(self) -> str:
+        """What it is of, which no single model has."""
+        return f"the mean of {quantity_of(self.members[0])} over seeds"
+
+    @property
     def method(self) -> str:
         return ", ".join(sorted({e.method for e in self.members}))
 
@@ -158,7 +165,8 @@ def check_same(a: LogPx, b: LogPx, who: str) -> None:
         raise ShapeError(f"{who} have {len(a)} and {len(b)} rows: score all on the same")
     if how := row_difference(b, getattr(a, "row_ids", None)):
         raise DataError(f"{who} are not of the same rows: {how}. Score all on the same rows in the same order.")
-    refuse_two_noises({f"one of {who}": a, f"another of {who}": b})
+    refuse_two_noises(both := {f"one of {who}": a, f"another of {who}": b})
+    refuse_two_quantities(both)
     if a.measure and b.measure and dominating(a.measure) != dominating(b.measure):
         raise DataError(f"log p(x) of {who} is of measures {a.measure!r} and {b.measure!r}, which have no difference")
 

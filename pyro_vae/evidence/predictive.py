@@ -17,9 +17,11 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.estimate import data_se, format_nats, known
 from pyro_vae.evidence.importance.pareto import pareto_khat, steady_rows
 from pyro_vae.programs.data_set import PartOfDataSet
+from pyro_vae.programs.determinism import same
 from pyro_vae.programs.plates import WITHOUT_SIZE, Plates
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.reach import PRIOR_DRAWS, ROWS, limited
+from pyro_vae.programs.row_coupling import coupled
 from pyro_vae.programs.score_sites import score_sites
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.site_rows import frames_of
@@ -27,6 +29,7 @@ from pyro_vae.programs.sites import Program, add, latent_sites
 from pyro_vae.programs.unconstrained import SubstituteLatents
 
 STREAM = 19  # of a seed: apart from importance sampling's and annealing's
+DRAWS = 2  # of θ, at which the densities of rows are held against those among other rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,8 +158,9 @@ def predictive_density(
         missing: x may hold NaN, for what was not observed.
 
     Raises:
-        ProgramError: a pair without such sites, whose rows have a density of their own; a guide that has no density, or never
-            draws some of what a row's latents may be; a plate of another number of rows.
+        ProgramError: a pair without such sites, whose rows have a density of their own; a guide that has no density, never
+            draws some of what a row's latents may be, or computes q(θ) from the new rows; a model in which a row's density
+            moves with the others; a plate of another number of rows.
         SupportError, ShapeError, DataError: rows outside the support, of another shape, or not finite.
 
     References:
@@ -186,8 +190,10 @@ def predictive_density(
     shared = shared_sites(model, guide, lambda n: tuple(a[0, :n] for a in data_set), rows, rows)
     size = max(1, whole("chunk_size", chunk_size, 1) // rows)
     blocks = [min(size, num_samples - start) for start in range(0, num_samples, size)]
+    few = problem.over(*(a[:, :ROWS] for a in data_set))
     with problem.quiet(seed, STREAM):
-        check_rows_reached(problem.over(*(a[:, :ROWS] for a in data_set)), shared, min(rows, ROWS))
+        check_rows_reached(few, shared, min(rows, ROWS))
+        check_rows_stand_alone(few, shared, min(rows, ROWS))
     log_w = []
     for i, particles in enumerate(blocks):
         with problem.quiet(seed, STREAM, i):
@@ -218,6 +224,36 @@ def check_rows_reached(problem: Problem, shared: SharedSites, rows: int) -> None
         )
 
 
+def check_rows_stand_alone(problem: Problem, shared: SharedSites, rows: int) -> None:
+    """Refuse a q(θ) that reads the new rows, and a model in which a row's density moves with the others; names the site.
+
+    A q(θ | X_new) has seen what it is asked to predict: what comes out is too high, and is no density of a new row.
+    """
+    q = latent_sites(problem.sites(problem.guide, DRAWS))
+    drawn = {name: site["value"] for name, site in q.items()}
+    log_p = row_terms(problem.sites(problem.model, DRAWS, drawn), problem, shared, rows)
+    for n in dict.fromkeys((0, rows - 1)):
+        copies = problem.over(*(a[:, [n] * rows] for a in problem.args))
+        again = copies.sites(copies.guide, DRAWS, SubstituteLatents(drawn))
+        for name in (name for name, site in q.items() if shared.plate not in frames_of(site)):
+            if not same(*(run[name]["fn"].log_prob(run[name]["value"]) for run in (q, again))):
+                raise ProgramError(
+                    f"site {name!r}: the guide has another density of it where other rows are passed: it computes q(θ) from "
+                    "the new rows, so that they are scored by what they say of themselves, which is no density of new rows. "
+                    "Fix: a q(θ) of the rows that it was trained on, whatever is passed: lambda *new: guide(*old)."
+                )
+        terms = row_terms(copies.sites(copies.model, DRAWS, drawn), copies, shared, rows)
+        for name, term in log_p.items():
+            if not same(here := term[:, n], there := terms[name][:, n]):
+                raise ProgramError(coupled(name, here, there, n))
+
+
+def row_terms(p: Sites, problem: Problem, shared: SharedSites, rows: int) -> dict[str, Tensor]:
+    """Return the terms of log p(x_n, z_kn | θ_k) by site, ``(K, N)`` each."""
+    sites, plates = in_rows(p, problem, shared, rows)
+    return score_sites(sites, plates, program="model", checked=problem.inside)
+
+
 def row_log_weights(q: Sites, p: Sites, problem: Problem, shared: SharedSites, rows: int) -> Tensor:
     """log p(x_n, z_kn | θ_k) − log q(z_kn | x_n), ``(K, N)``: the terms of sites in the data plate."""
     log_p, log_q = row_log_densities(q, p, problem, shared, rows)
@@ -228,19 +264,29 @@ def row_log_densities(
     q: Sites, p: Sites, problem: Problem, shared: SharedSites, rows: int
 ) -> tuple[Tensor, Tensor | None]:
     """log p(x_n, z_kn | θ_k) and log q(z_kn | x_n), ``(K, N)`` each; None where rows have no latents."""
-    of_rows = [{name: site for name, site in sites.items() if shared.plate in frames_of(site)} for sites in (p, q)]
-    if not of_rows[0]:
+    (of_model, plates), of_guide = in_rows(p, problem, shared, rows), only_in(q, shared)
+    terms = score_sites(of_model, plates, program="model", checked=problem.inside)
+    densities = score_sites(of_guide, plates, program="guide")
+    return add(terms.values()), add(densities.values()) if densities else None
+
+
+def in_rows(p: Sites, problem: Problem, shared: SharedSites, rows: int) -> tuple[Sites, Plates]:
+    """Return the model's sites in the plate over the rows, and its plates as they are nested; refuse rows of its own."""
+    of_rows = only_in(p, shared)
+    if not of_rows:
         raise ProgramError(
             f"no site of the model lies in a plate over the rows ({shared.plate!r}): they have no density."
         )
-    name, frame = next((name, frames_of(site)[shared.plate]) for name, site in of_rows[0].items())
+    name, frame = next((name, frames_of(site)[shared.plate]) for name, site in of_rows.items())
     if frame.size not in (rows, WITHOUT_SIZE):  # rows of the program's own, whose density would pass for that of these
         raise ProgramError(
             f"site {name!r}: its plate {shared.plate!r} has size {frame.size}, and there are {rows} new rows. Fix: hand the "
             f"data in as x, and have the plate follow it, pyro.plate({shared.plate!r}, len(x))."
         )
     assert frame.dim is not None
-    plates = Plates(shared.plate, frame.dim, problem.plates.nesting)
-    terms = score_sites(of_rows[0], plates, program="model", checked=problem.inside)
-    densities = score_sites(of_rows[1], plates, program="guide")
-    return add(terms.values()), add(densities.values()) if densities else None
+    return of_rows, Plates(shared.plate, frame.dim, problem.plates.nesting)
+
+
+def only_in(sites: Sites, shared: SharedSites) -> Sites:
+    """Return the sites in the plate over the rows."""
+    return {name: site for name, site in sites.items() if shared.plate in frames_of(site)}

@@ -24,6 +24,15 @@ def test_by_hand_and_without_missing_labels():
     assert found.log_score.tolist() == pytest.approx(torch.tensor([0.9, 0.8, 0.4]).log().tolist())
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 0], [1, 0, 1]], ids=["all right", "none right"])
+def test_no_error_in_a_few_rows_is_not_an_error_of_zero(labels):
+    """It was told as 0.00% ± 0.00%, though of rows of which one in ten is wrong three are all right 73 times in 100."""
+    found = classification(PROBS[:3], torch.tensor(labels))
+    assert found.accuracy == 1 - labels[0] and found.accuracy_se == pytest.approx((0.8 * 0.2 / 3) ** 0.5)
+    assert "± 23.09%" in str(found)
+    assert classification(PROBS[:2], torch.tensor([0, 0])).accuracy_se == pytest.approx((0.5 * 0.5 / 2) ** 0.5)
+
+
 def test_calibrated_probabilities_pass_and_too_sure_ones_do_not():
     assert (fair := classification(*drawn(2000))).ece <= fair.ece_limit
     assert (sure := classification(*drawn(2000, sharpen=2.0))).ece > sure.ece_limit and "more than chance" in str(sure)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_vae import SkipMissing, compare, conditional_log_likelihood, log_likelihood
+from pyro_vae import SkipMissing, compare, conditional_log_likelihood, gaps, log_likelihood
 from pyro_vae.errors import DataError, ProgramError, SupportError, UsageError
 from pyro_vae.evidence.conditional import ConditionalEvidence
 from tests.helpers.two_blocks import TwoBlocks, draws
@@ -101,6 +101,18 @@ def test_two_models_are_compared_by_it():
     )
     with pytest.raises(DataError, match="not of the same rows"):
         compare({"right": found["right"], "other": other})
+
+
+def test_it_is_no_log_p_of_a_row_to_what_compares_or_takes_that():
+    """Beside log p(x, y) it was the better model, decided; and `gaps` took it for log p(x, y)."""
+    vae, rows = BLOCKS.vae(), (BLOCKS.x, BLOCKS.y)
+    joint = log_likelihood(vae.model, vae.guide, *rows, num_samples=30, **QUIET)
+    a, b = (conditional_log_likelihood(vae.model, vae.guide, *rows, site=s, num_samples=30, **QUIET) for s in "ab")
+    for other, named in ((joint, r"log p\(x\)"), (b, r"log p\(b \| others\)")):
+        with pytest.raises(DataError, match=rf"'one' is log p\(a \| others\) and 'other' is {named}"):
+            compare({"one": a, "other": other})
+    with pytest.raises(UsageError, match=r"log_px is log p\(a \| others\), and the gap is between"):
+        gaps(vae.model, vae.guide, *rows, log_px=a, **QUIET)
 
 
 def test_it_is_drawn_from_its_seed_and_nothing_else_moves():

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from pyro_vae import Evidence
+from pyro_vae import Evidence, compare
 from pyro_vae.data.row_ids import RowIds
+from pyro_vae.diagnostics.given_log_px import as_truth
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.over_seeds import SeedEvidence, compare_seeds
 
@@ -116,3 +117,15 @@ def test_what_is_of_other_rows_or_measures_is_refused():
         compare_seeds(of(scored([-1.0])), of(scored([-1.0], measure="continuous")), ("a", "b"))
     with pytest.raises(UsageError, match="0 members and 0 seeds"):
         SeedEvidence((), ())
+
+
+def test_a_mean_over_seeds_is_no_model_to_the_functions_of_one():
+    """`compare` called it decided by rows alone, and `gaps` took it for log p(x) of a model, its flags left out."""
+    spread = of(scored([-1.0, -2.0, -3.0]), scored([-3.0, -4.0, -5.1]))
+    other = of(scored([-1.0, -2.1, -3.0]), scored([-1.5, -2.5, -3.5]))
+    with pytest.raises(UsageError, match=r"'a' is the mean of log p\(x\) over seeds, .* take ensemble.compare"):
+        compare({"a": spread, "b": other})
+    assert compare_seeds(spread, other).verdict == "tie"
+    with pytest.raises(UsageError, match=r"log_px is the mean of log p\(x\) over seeds"):
+        as_truth(spread, 3, None)
+    assert len(compare({"a": spread.members[0], "b": other.members[0]})) == 2

@@ -106,6 +106,40 @@ def test_a_guide_that_leaves_out_some_of_a_rows_latent_is_refused_and_one_of_the
     assert ((found.log_px - exact).abs() < 4 * found.mc_se + 0.02).all()
 
 
+def test_a_guide_that_computes_the_shared_site_from_the_new_rows_is_refused():
+    """The posterior of the new rows scores them by themselves: here 0.6 nats too high, with an error of 0.002."""
+    oracle = NormalMean()
+    old, new = new_rows(oracle)
+    with pytest.raises(ProgramError, match=r"site 'mu': the guide has another density .* from the new rows"):
+        predictive_density(oracle.model, oracle.exact_guide, *new, num_samples=30)
+    assert len(predictive_density(oracle.model, lambda *new: oracle.exact_guide(*old), *new, num_samples=30)) == NEW
+
+
+def model_of(location):
+    def model(x, c):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w * location(x, c), 1.0), obs=x)
+
+    return model
+
+
+COUPLED = {
+    "x": lambda x, c: c + x.mean(),
+    "context": lambda x, c: (c - c.mean()) / c.std(),
+    "last": lambda x, c: c[-1] + c,
+}
+
+
+@pytest.mark.parametrize("reads", COUPLED)
+def test_rows_that_the_model_couples_are_refused(reads):
+    x, c = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        ProgramError, match="site 'x' of the model has another log-probability for a row when other rows"
+    ):
+        predictive_density(model_of(COUPLED[reads]), lambda *_: pyro.sample("w", dist.Normal(1.0, 0.1)), x, c)
+
+
 def test_rows_of_the_programs_own_do_not_pass_for_new_ones():
     old, new = torch.zeros(OLD), torch.ones(NEW)
 

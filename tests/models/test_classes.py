@@ -114,6 +114,28 @@ def test_class_posterior_is_that_of_bayes_rule(make, x, joint):
     assert within(found, exact.logsumexp(-1))
 
 
+@pytest.mark.parametrize("off", [5.0, 8.0])
+def test_a_class_that_its_guide_misses_does_not_pass_for_one_without_probability(off):
+    """p(y | x) is 1/2; log p(x, 1) came out too low by 5 to 20 nats, and p(y = 0 | x) as 1 ± 1e-7, without a flag."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(8 * y - 4, 1.0))
+            pyro.sample("x", dist.Normal(z.abs(), 1.0), obs=x)
+
+    def guide(x, off=off):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            pyro.sample("z", dist.Normal((2 * y - 1) * (x / 2 + 2) - off * y, 0.5**0.5))
+
+    x = torch.tensor([3.0, 4.0, 5.0])
+    found = class_posterior(model, guide, x, num_samples=500, verbose=False)
+    assert (found.probs[:, 1] < 0.01).all() and found.flagged.tolist() == [0, 1, 2] and "log p(x) ≥" in str(found)
+    near = class_posterior(model, lambda x: guide(x, 0.0), x, num_samples=500, verbose=False)
+    assert not len(near.flagged) and (near.probs[:, 1] - 0.5).abs().max() < 0.1
+
+
 def test_what_classify_says():
     assert (labelled().classify(XL) - JOINT.softmax(-1)).abs().max() < 1e-5
     torch.manual_seed(0)

@@ -2,6 +2,7 @@ r"""Forecasts: x_{T+1}, …, x_{T+H} given x_1, …, x_T, by draws."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 
 from .filtering import Cloud, beside, clouds
-from .particle_filter import BLOCK, FilterOptions, Pool, Proposal, checked_problem, log_mean
+from .particle_filter import (
+    BLOCK,
+    FilterOptions,
+    Pool,
+    Proposal,
+    checked_problem,
+    ess_of_runs,
+    least_ess_at,
+    log_mean,
+    too_few,
+)
 from .steps import StateSpace, Steps, validated
 
 
@@ -27,10 +39,11 @@ class Forecast:
         latents: of z, ``(S, N, H, *event)``, that they were drawn from.
         lengths: steps that each sequence had, ``(N,)``.
         seed: of the draws.
+        flagged: numbers of the rows not to believe, as :class:`~pyro_vae.Filtered`'s: few particles stand for their z_T.
 
     Example:
         >>> draws = torch.arange(5.0).reshape(5, 1, 1)                         # 5 draws of one step of one sequence
-        >>> ahead = Forecast(draws, draws, torch.tensor([9]), 0)
+        >>> ahead = Forecast(draws, draws, torch.tensor([9]), 0, flagged=torch.tensor([]))
         >>> ahead.quantiles((0.25, 0.5)).flatten().tolist()
         [1.0, 2.0]
         >>> ahead.probability_below(torch.tensor([[3.0]])).item()              # of what came: draws 0, 1, 2 and half of 3
@@ -41,6 +54,7 @@ class Forecast:
     latents: Tensor
     lengths: Tensor
     seed: int
+    flagged: Tensor
 
     def quantiles(self, levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Tensor:
         """Return quantiles of each step and element of x, ``(levels, N, H, *event)``.
@@ -62,7 +76,8 @@ class Forecast:
 
     def __str__(self) -> str:
         s, n, h = self.draws.shape[:3]
-        return f"{s} draws of {h} steps after each of {n} sequences"
+        told = f" ({counted(len(self.flagged), 'row')} flagged)" if len(self.flagged) else ""
+        return f"{s} draws of {h} steps after each of {n} sequences{told}"
 
     __repr__ = __str__
 
@@ -116,24 +131,29 @@ def forecast(
         with some.quiet(seed, i, 4), validated():
             pool = Pool.of(vae, some, num_runs, proposal == "guide")
             own = Steps.of(vae, some.args, False)
-            parts.append((*ahead(own, last_states(pool, num_particles, num_samples), steps), own.lengths))
+            last, low = last_states(pool, num_particles, num_samples)
+            parts.append((*ahead(own, last, steps), own.lengths, low))
     draws, latents = (torch.cat([part[i] for part in parts], 1).cpu() for i in (0, 1))
-    return Forecast(draws, latents, torch.cat([part[2] for part in parts]).cpu(), seed)
+    lengths, flags = (torch.cat([part[i] for part in parts]).cpu() for i in (2, 3))
+    return Forecast(draws, latents, lengths, seed, flags.nonzero().flatten())
 
 
-def last_states(pool: Pool, particles: int, num: int) -> Tensor:
-    """Draw z_T given all of each sequence, ``(S, N, *event)``, from R filters, each by its estimate of p(x)."""
+def last_states(pool: Pool, particles: int, num: int) -> tuple[Tensor, Tensor]:
+    """Draw z_T given all of each sequence, ``(S, N, *event)``, from R filters, each by its estimate of p(x); mark few, (N,)."""
     log_z = torch.zeros(len(pool.steps), dtype=torch.float64, device=pool.steps.x.device)
+    least_ess = log_z.new_full((pool.rows,), math.inf)
     last: Cloud | None = None
-    for last in clouds(pool.steps, particles):
+    for t, last in enumerate(clouds(pool.steps, particles)):
         log_z = log_z + last.log_increment
+        least_ess = torch.minimum(least_ess, least_ess_at(pool, t, last))
     assert last is not None
-    shares = log_mean(pool.by_run(log_z))[1].log().unsqueeze(1)  # (R, 1, N)
+    by_run = log_mean(pool.by_run(log_z))[1]
+    low, shares = too_few(least_ess, ess_of_runs(by_run), pool.runs), by_run.log().unsqueeze(1)  # (N,), (R, 1, N)
     k, r, n = particles, pool.runs, pool.rows
     log_w = shares + last.log_weights.reshape(k, r, n).movedim(1, 0)  # (R, K, N)
     z = last.z.reshape(k, r, n, *last.z.shape[2:]).movedim(1, 0).flatten(0, 1)
     chosen = torch.multinomial(log_w.flatten(0, 1).T.softmax(-1), num, replacement=True).T
-    return torch.take_along_dim(z, beside(chosen, z), 0)
+    return torch.take_along_dim(z, beside(chosen, z), 0), low
 
 
 def ahead(steps: Steps, z: Tensor, num: int) -> tuple[Tensor, Tensor]:

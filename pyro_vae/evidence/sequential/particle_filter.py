@@ -79,8 +79,7 @@ class Filtered(RowEstimates):
     @property
     def flagged(self) -> Tensor:
         """Numbers of the rows not to believe: few particles count at some step, or few of the runs' estimates."""
-        low = (self.ess < LOW_ESS).any(1) | (self.runs_ess < self.num_runs / 2) | self.log_px.isinf()
-        return low.nonzero().flatten()
+        return too_few(self.ess.nan_to_num(math.inf).amin(1), self.runs_ess, self.num_runs).nonzero().flatten()
 
     def difference(self, other: LogPx) -> tuple[float, float]:
         """Return the mean over rows of log p(x) minus another estimate's, with its Monte Carlo error.
@@ -267,7 +266,7 @@ def pooled(pool: Pool, particles: int) -> dict[str, Tensor]:
     by_step = {name: torch.stack(each, 1) for name, each in columns.items()}
     log_px, weights = log_mean(log_z)
     lengths = pool.steps.lengths[: pool.rows]
-    runs_ess = pool.runs / weights.square().mean(0)
+    runs_ess = ess_of_runs(weights)
     return {"log_px": log_px, "mc_se": pool.error(weights), "lengths": lengths, "runs_ess": runs_ess, **by_step}
 
 
@@ -285,6 +284,24 @@ def step_estimates(pool: Pool, cloud: Cloud, before: Tensor, after: Tensor) -> d
         "mean_se": pool.error(shares * (means - mean)),
         "ess": pool.by_run(cloud.ess).amin(0),
     }
+
+
+def least_ess_at(pool: Pool, t: int, cloud: Cloud) -> Tensor:
+    """Return the least effective sample size of R filters at a step, ``(N,)``; infinite where a sequence has no such step."""
+    return pool.by_run(cloud.ess).amin(0).masked_fill(~pool.there(t), math.inf)
+
+
+def too_few(least_ess: Tensor, runs_ess: Tensor, runs: int) -> Tensor:
+    """Mark rows of which few particles count at some step of a filter, or few of the R filters, or none, ``(N,)``.
+
+    Where one filter outweighs the others all that is pooled is its own, and their spread about it is 0.
+    """
+    return (least_ess < LOW_ESS) | (runs_ess < runs / 2) | runs_ess.isinf()
+
+
+def ess_of_runs(shares: Tensor) -> Tensor:
+    """Return the effective sample size of R estimates of p(x), ``(N,)``, from each over their mean, ``(R, N)``; ∞ for zeros."""
+    return len(shares) / shares.square().mean(0)
 
 
 def log_mean(log_z: Tensor) -> tuple[Tensor, Tensor]:

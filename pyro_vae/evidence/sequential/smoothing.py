@@ -9,12 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.counted import counted
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.programs.wide_scoring import wide_log_prob
 
 from .filtering import Cloud, beside, clouds
-from .particle_filter import BLOCK, FilterOptions, Pool, Proposal, checked_problem, log_mean
+from .particle_filter import (
+    BLOCK,
+    FilterOptions,
+    Pool,
+    Proposal,
+    checked_problem,
+    ess_of_runs,
+    least_ess_at,
+    log_mean,
+    too_few,
+)
 from .steps import StateSpace, Steps, validated
 
 
@@ -27,6 +38,7 @@ class Smoothed:
         sd: of z_t given x, ``(N, T, *event)``.
         lengths: ``(N,)``.
         num_particles, num_runs, num_trajectories, seed: how it was computed.
+        flagged: numbers of the rows not to believe, as :class:`~pyro_vae.Filtered`'s: their `mean_se` may be far too small.
 
     Example:
         >>> import pyro.distributions as dist
@@ -53,11 +65,16 @@ class Smoothed:
     num_runs: int
     num_trajectories: int
     seed: int
+    flagged: Tensor
 
     def __str__(self) -> str:
         how = f"{self.num_runs} runs of {self.num_particles} particles, {self.num_trajectories} trajectories each"
-        worst = self.mean_se.nan_to_num(0).max().item()
-        return f"smoothing means of {len(self.mean)} sequences ({how}; largest Monte Carlo error {worst:.3g})"
+        believed = torch.ones(len(self.mean), dtype=torch.bool).index_fill(0, self.flagged, False)
+        said = [f"{counted(len(self.flagged), 'row')} flagged"] if len(self.flagged) else []
+        if believed.any():
+            of = " of the others" if said else ""
+            said.append(f"largest Monte Carlo error{of} {self.mean_se[believed].nan_to_num(0).max().item():.3g}")
+        return f"smoothing means of {counted(len(self.mean), 'sequence')} ({how}; {', '.join(said)})"
 
     __repr__ = __str__
 
@@ -110,24 +127,27 @@ def smooth(
         with some.quiet(seed, i, 3), validated():
             pool = Pool.of(vae, some, num_runs, proposal == "guide")
             parts.append(smoothed_block(pool, num_particles, num_trajectories))
-    mean, mean_se, sd, lengths = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
-    return Smoothed(mean, mean_se, sd, lengths, num_particles, num_runs, num_trajectories, seed)
+    mean, mean_se, sd, lengths, low = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
+    flagged = low.nonzero().flatten()
+    return Smoothed(mean, mean_se, sd, lengths, num_particles, num_runs, num_trajectories, seed, flagged)
 
 
 def smoothed_block(pool: Pool, particles: int, trajectories: int) -> list[Tensor]:
-    """Return mean, its error, standard deviation and lengths of some sequences; runs weigh as their estimates of p(x)."""
+    """Return mean, its error, sd, lengths, and which are flagged, of some sequences; runs weigh as their estimates of p(x)."""
     history = list(clouds(pool.steps, particles))
     log_z = torch.stack([cloud.log_increment for cloud in history]).sum(0)
     shares = log_mean(pool.by_run(log_z))[1]
     paths = backwards(pool.steps, history, trajectories).double()  # (J, M, T, *event)
     first, second = (pool.by_run(m) for m in (paths.mean(0), paths.square().mean(0)))
+    least_ess = torch.stack([least_ess_at(pool, t, cloud) for t, cloud in enumerate(history)]).amin(0)
+    low = too_few(least_ess, ess_of_runs(shares), pool.runs)
     shares = shares.reshape(*shares.shape, *[1] * (first.dim() - 2))
     mean, square = ((shares * m).mean(0) for m in (first, second))
     error = pool.error(shares * (first - mean))
     sd = (square - mean.square()).clamp_min(0).sqrt()
     there = torch.stack([pool.there(t) for t in range(pool.steps.num_steps)], 1)
     absent = ~there.reshape(*there.shape, *[1] * (mean.dim() - 2))
-    return [*(m.masked_fill(absent, math.nan) for m in (mean, error, sd)), pool.steps.lengths[: pool.rows]]
+    return [*(m.masked_fill(absent, math.nan) for m in (mean, error, sd)), pool.steps.lengths[: pool.rows], low]
 
 
 def backwards(steps: Steps, history: list[Cloud], trajectories: int) -> Tensor:

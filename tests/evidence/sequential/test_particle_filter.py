@@ -10,6 +10,7 @@ from pyro_vae import Exact, StateSpaceModel, compare, forecast, log_likelihood, 
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.evidence.sequential import filtering
 from pyro_vae.evidence.sequential.filtering import systematic
+from pyro_vae.evidence.sequential.particle_filter import ess_of_runs, too_few
 from pyro_vae.plots.forecast import forecast_fans
 from tests.helpers.state_space import LINE, PLANE, exact_rows, forward, hidden_markov, line, plane, ragged
 
@@ -133,6 +134,23 @@ def test_few_particles_that_count_are_flagged():
     model, (x, lengths) = plane(), rows(())
     f = particle_filter(model, x + 30, lengths, num_particles=50, proposal="prior")
     assert len(f.flagged) == len(x) and "loose" in str(f)
+
+
+def test_smoothing_and_forecasts_carry_the_flags_of_their_filters():
+    """Where one filter outweighs the others they spread about it by nothing: E[z_T | x] is thousands of `mean_se` off."""
+    model, (x, lengths) = plane(), rows(())
+    x, lengths = x[:2, :2] + torch.tensor([[[0.0]], [[30.0]]]), lengths[:2].clamp_max(2)
+    options = {"num_particles": 30, "num_runs": 6, "proposal": "prior"}
+    f, one = particle_filter(model, x, lengths, **options), smooth(model, x, lengths, num_trajectories=5, **options)
+    flagged, at = f.flagged.tolist(), (1, lengths[1] - 1)
+    drawn = forecast(model, x, lengths, steps=1, num_samples=5, **options)
+    assert 1 in flagged and one.flagged.tolist() == drawn.flagged.tolist() == flagged
+    assert f"{len(flagged)} row" in str(one) and "flagged)" in str(drawn)
+    assert ((one.mean - f.mean).abs()[at] > 1000 * (one.mean_se + f.mean_se)[at]).all()
+    assert too_few(torch.full((2,), 30.0), ess_of_runs(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), 2).tolist() == [
+        False,
+        True,
+    ]
 
 
 # --- forecasts ------------------------------------------------------------------------------------------------------------
