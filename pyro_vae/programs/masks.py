@@ -91,7 +91,7 @@ def kept_entries(site: Site) -> Tensor:
                 [False]])
     """
     kept = torch.as_tensor(mask_of_site(site)).to(site["value"].device)
-    return kept.expand(torch.broadcast_shapes(kept.shape, site["value"].shape))
+    return torch.broadcast_tensors(kept, site["value"])[0]  # by shapes alone torch imports its symbolic ones, half a second
 
 
 def present(site: Site) -> Tensor | None:
@@ -149,7 +149,7 @@ def check_same_masks(p: Mapping[str, Site], q: Mapping[str, Site], *, values: bo
 def over_entries(site: Site) -> Tensor:
     """Return the mask of a site in the shape of what it draws (or in its own, if that is wider), on the CPU."""
     mask, fn = torch.as_tensor(mask_of_site(site)).cpu(), site["fn"]
-    return mask.expand(torch.broadcast_shapes(mask.shape, fn.batch_shape + fn.event_shape))
+    return torch.broadcast_tensors(mask, mask.new_empty(()).expand(fn.batch_shape + fn.event_shape))[0]
 
 
 def same_objects(a: Masks, b: Masks) -> bool:

@@ -138,7 +138,7 @@ class ParticleDistribution(TorchDistribution):
 
     def scored(self, value: Tensor, density: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """Score a value part by part, each by ``density(part, its values)``."""
-        full = value.expand(torch.broadcast_shapes(value.shape, self.shape()))
+        full, _ = torch.broadcast_tensors(value, value.new_empty(()).expand(self.shape()))
         pieces = full.split(self.grouping.particles, 0)
         merged = [as_shaped(self.grouping.merge(p, self.event_dim), f) for p, f in zip(pieces, self.parts, strict=True)]
         terms = [self.grouping.split(density(part, own)) for part, own in zip(self.parts, merged, strict=True)]
