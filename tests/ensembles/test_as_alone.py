@@ -87,7 +87,10 @@ def test_a_step_of_all_is_that_of_the_lone_run(plain, lone):
     assert_same(ensemble, lone)
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("vae", "gamma")])
+OTHERS = [name for name in MAKERS if name not in ("vae", "gamma")]
+
+
+@pytest.mark.parametrize("name", OTHERS if HEAVY else [name for name in OTHERS if name not in ("vamp", "frozen")])
 def test_each_kind_of_step_is_that_of_the_lone_run(name):
     x = rows()
     ensemble = fit_ensemble(MAKERS[name], x, seeds=SEEDS, engine="trace", verbose=False, **SHORT)
