@@ -91,7 +91,9 @@ def kept_entries(site: Site) -> Tensor:
                 [False]])
     """
     kept = torch.as_tensor(mask_of_site(site)).to(site["value"].device)
-    return torch.broadcast_tensors(kept, site["value"])[0]  # by shapes alone torch imports its symbolic ones, half a second
+    return torch.broadcast_tensors(kept, site["value"])[
+        0
+    ]  # by shapes alone torch imports its symbolic ones, half a second
 
 
 def present(site: Site) -> Tensor | None:
