@@ -9,9 +9,10 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_vae.data.lazy_rows import LazyRows
 
+from .among_rows import among_rows, why_guide_reads_rows
 from .plates import Plates, data_plate
 from .problem import Problem
-from .row_coupling import LOOP, among_rows, tell_of_guide, why_guide_reads_rows
+from .row_coupling import LOOP, tell_of_guide
 from .site_rows import frames_of
 from .sites import Program, Site, sample_sites
 from .vectorize_probe import undisturbed

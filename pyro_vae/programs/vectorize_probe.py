@@ -22,6 +22,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 from pyro_vae.errors import ProgramError
 
+from .among_rows import among_rows, why_guide_reads_rows, why_rows_are_coupled
 from .determinism import differing, random_density, same_terms
 from .latent_coupling import FarLatents, far_latents, why_far_rows_count, why_latents_are_coupled
 from .pair import quiet, unwrapped
@@ -31,14 +32,11 @@ from .proposal_guide import RefusedGuide, as_written
 from .row_coupling import (
     LOOP,
     Scores,
-    among_rows,
     has_rows,
     in_rows,
     of_rows,
-    why_guide_reads_rows,
     why_not_as_among_copies,
     why_not_row_by_row,
-    why_rows_are_coupled,
     with_indices,
 )
 from .sites import Program, latent_sites

@@ -9,7 +9,7 @@ from scipy import stats
 
 from pyro_vae import Bound, check, iwae, log_likelihood, log_weights, quadrature
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs import row_coupling
+from pyro_vae.programs import among_rows
 
 COUNTS = torch.tensor([2.0, 9.0, 0.0, 4.0, 1.0, 3.0])
 LABELS = torch.tensor([1, 2, 0, 1, 0, 1])
@@ -74,7 +74,7 @@ def test_each_function_refuses_it():
 
 def test_without_the_parts_the_greatest_value_passes(monkeypatch):
     """As it was: two rows, the greater one first, show nothing, and a row's number depends on the others."""
-    monkeypatch.setattr(row_coupling, "parts", lambda args: ())
+    monkeypatch.setattr(among_rows, "parts", lambda args: ())
     model, rows = COUPLED["greatest"], (COUNTS[[1, 0, 2]], LABELS[:3])
     together, alone = (
         log_likelihood(model, guide, *(a[part] for a in rows), num_samples=10, verbose=False).log_px[-1]
