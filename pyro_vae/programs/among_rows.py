@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -123,10 +124,15 @@ def is_rounding(
     values, as of a posterior of rows that are counted in millions.
     """
     difference = (found[1].sum() - found[2].sum()).abs().item()
-    if difference <= ROUNDINGS * moved_by(NUDGE, problem, program, draws, scores, found, part):
-        return True
-    # a density near its top moves with the square of what moves its latent
-    return difference <= moved_by(ROUNDINGS * NUDGE, problem, program, draws, scores, found, part)
+    # a density near its top moves with the square of what moves its latent: hence times as far, too
+    for digits, times in ((NUDGE, ROUNDINGS), (ROUNDINGS * NUDGE, 1)):
+        with suppress(
+            Exception
+        ):  # latents that the program does not take: what cannot be told is not taken for rounding
+            moved = times * moved_by(digits, problem, program, draws, scores, found, part)
+            if math.isfinite(moved) and difference <= moved:
+                return True
+    return False
 
 
 def moved_by(

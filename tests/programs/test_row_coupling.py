@@ -163,3 +163,20 @@ def test_a_pair_that_runs_on_all_its_rows_only_is_looked_at_too(name, guide_of):
         return
     with pytest.raises(ProgramError, match="has another log-probability for a row when"):
         log_weights(model, guide, LEVELS)
+
+
+def test_a_coupled_model_that_does_not_take_latents_a_few_digits_on_is_refused():
+    """Whether its difference is one of rounding cannot be asked of it: a scale of 1 - z, of which z is nearly all."""
+
+    def prior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Beta(20.0, 0.05))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(20.0, 0.05))
+            assert z.max() <= 1, "beyond the support"
+            pyro.sample("x", dist.Normal(z + (x.max() > 0.5), 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match="another log-probability for a row when other rows are passed"):
+        log_likelihood(model, prior, torch.linspace(-1.0, 1.0, 40), num_samples=5, verbose=False)
